@@ -1,0 +1,47 @@
+"""RunConfig: the whole configuration as one frozen tree, and the rules that cross sections."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from sigma.config.data import DataSection
+from sigma.config.model import ModelSection
+from sigma.config.run import RunSection
+from sigma.config.train import TrainSection
+from sigma.core.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that a user can set. `presets.resolve` replaces every None by the preset's value."""
+
+    run: RunSection = field(default_factory=RunSection)
+    model: ModelSection = field(default_factory=ModelSection)
+    data: DataSection = field(default_factory=DataSection)
+    train: TrainSection = field(default_factory=TrainSection)
+
+    def __post_init__(self) -> None:
+        check_cross_section_rules(self)
+
+
+def check_cross_section_rules(config: RunConfig) -> None:
+    """Raise ConfigError, naming both flags, when two values contradict each other. None means not yet resolved."""
+    model, data, train = config.model, config.data, config.train
+    if model.mamba_ratio + model.attention_ratio < 1:
+        raise ConfigError("--mamba-ratio and --attention-ratio are both 0; give at least one of them 1")
+    if model.moe_top_k and model.n_routed_experts and model.moe_top_k > model.n_routed_experts:
+        raise ConfigError(
+            f"--moe-top-k {model.moe_top_k} is more than --n-routed-experts {model.n_routed_experts}; lower the first"
+        )
+    if data.synthetic_ratio + data.code_ratio > 1:
+        raise ConfigError(
+            f"--synthetic-ratio {data.synthetic_ratio} and --code-ratio {data.code_ratio} add up to more than 1"
+        )
+    if data.micro_batch_size and data.batch_size and data.batch_size % data.micro_batch_size:
+        raise ConfigError(
+            f"--batch-size {data.batch_size} is not a multiple of --micro-batch-size {data.micro_batch_size}"
+        )
+    if train.warmup_share + train.decay_share > 1:
+        raise ConfigError(
+            f"--warmup-share {train.warmup_share} and --decay-share {train.decay_share} add up to more than 1"
+        )
