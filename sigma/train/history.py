@@ -1,0 +1,62 @@
+"""Reads metrics.jsonl back: one row per kind and step, the newest segment winning."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class History:
+    """Rows of one run. `torn` counts lines that a kill cut off and that could not be read."""
+
+    rows: list[Row]
+    torn: int
+
+    def of_kind(self, kind: str) -> list[Row]:
+        """Rows of one kind (`train`, `eval`, `sample`, `event`, `startup`), by step."""
+        return [row for row in self.rows if row.get("kind") == kind]
+
+    def series(self, kind: str, name: str) -> list[tuple[float, float]]:
+        """(step, value) for each row of `kind` that has a number under `name`."""
+        pairs = [(row.get("step"), row.get(name)) for row in self.of_kind(kind)]
+        return [(float(s), float(v)) for s, v in pairs if _is_number(s) and _is_number(v)]
+
+    def last(self, kind: str) -> Row:
+        """The newest row of `kind`, or an empty one."""
+        rows = self.of_kind(kind)
+        return rows[-1] if rows else {}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def read_history(path: Path) -> History:
+    """Parse `path`. A resumed run writes its steps again in a higher segment: only the newest row of a step counts.
+
+    Events and start-up rows are kept from every segment, because they are history and not measurements.
+    """
+    if not path.exists():
+        return History([], 0)
+    newest: dict[tuple[Any, ...], Row] = {}
+    torn = 0
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines()):
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            torn += bool(line.strip())
+            continue
+        if not isinstance(row, dict):
+            torn += 1
+            continue
+        kind = row.get("kind")
+        key = (kind, row.get("step"), number) if kind in ("event", "startup") else (kind, row.get("step"))
+        if key not in newest or row.get("seg", 0) >= newest[key].get("seg", 0):
+            newest[key] = row
+    rows = sorted(newest.values(), key=lambda row: (row.get("step") or 0, row.get("t") or 0))
+    return History(rows, torn)
