@@ -1,0 +1,88 @@
+"""Documents packed into rows that are always full.
+
+A document is bos + tokens + eos. What is learned from it are its pairs (token, next token), so n + 2 ids make n + 1
+pairs, and a row of T positions holds T pairs: no position is wasted, none carries a label from another document, and
+eos is only ever a label. A pair that does not fit opens the next row as a new segment; its input is the last label of
+the row before, so every token is predicted exactly once. State and attention do not cross segments.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sigma.data.tokenizer import BOS, EOS
+
+IGNORED = -100  # a label that is not learned
+
+
+@dataclass
+class Batch:
+    """Host tensors of one global batch: B rows of T positions.
+
+    `segments_BT` counts from 0 in each row; `cu_seqlens` int32 holds the starts of all segments in the flattened B *
+    T positions, and B * T. `records` names the (source, id) of every record whose last token is a label here;
+    `tokens` is the number of labels and `text_bytes` the UTF-8 bytes that they stand for.
+    """
+
+    input_ids_BT: Tensor
+    labels_BT: Tensor
+    segments_BT: Tensor
+    cu_seqlens: Tensor
+    records: tuple[tuple[str, str], ...]
+    tokens: int
+    text_bytes: int
+
+
+def document_ids(tokens: np.ndarray) -> np.ndarray:
+    """bos + tokens + eos, int32."""
+    return np.concatenate([[BOS], tokens, [EOS]]).astype(np.int32)
+
+
+@dataclass
+class BatchBuilder:
+    """Fills one batch with pairs, row after row."""
+
+    rows: int
+    length: int
+    filled: int = 0
+    starts: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._inputs = np.empty(self.rows * self.length, dtype=np.int64)
+        self._labels = np.empty_like(self._inputs)
+
+    @property
+    def room(self) -> int:
+        return self.rows * self.length - self.filled
+
+    def add(self, ids: np.ndarray, offset: int) -> int:
+        """Take pairs of the document `ids` from `offset` on, as many as fit into the batch; the offset after them."""
+        while self.room and offset < len(ids) - 1:
+            taken = min(self.length - self.filled % self.length, len(ids) - 1 - offset)
+            place = slice(self.filled, self.filled + taken)
+            self._inputs[place] = ids[offset : offset + taken]
+            self._labels[place] = ids[offset + 1 : offset + taken + 1]
+            self.starts.append(self.filled)
+            self.filled += taken
+            offset += taken
+        return offset
+
+    def finish(self, records: list[tuple[str, str]], byte_length_V: np.ndarray) -> Batch:
+        """The full batch as tensors."""
+        shape = (self.rows, self.length)
+        starts = np.array(self.starts, dtype=np.int64)
+        opens = np.zeros(self.rows * self.length, dtype=np.int32)
+        opens[starts] = 1
+        return Batch(
+            input_ids_BT=torch.from_numpy(self._inputs).view(shape),
+            labels_BT=torch.from_numpy(self._labels).view(shape),
+            segments_BT=torch.from_numpy(opens.reshape(shape).cumsum(1, dtype=np.int32) - 1),
+            cu_seqlens=torch.from_numpy(np.append(starts, self.rows * self.length).astype(np.int32)),
+            records=tuple(records),
+            tokens=self.rows * self.length,
+            text_bytes=int(byte_length_V[self._labels].sum()),
+        )

@@ -1,0 +1,206 @@
+import json
+import pickle
+import threading
+from dataclasses import asdict
+
+import pytest
+import torch
+
+from sigma.config.data import DataSection
+from sigma.core.errors import ConfigError
+from sigma.data.corpus import CorpusSource
+from sigma.data.generators import GeneratorSource
+from sigma.data.prefetch import DataThreadError
+from sigma.data.record import DataError
+from sigma.data.stream import BatchStream, build_stream
+
+BATCHES = 14
+
+
+def make(corpus, tokenizer, prefetch=0, *, seed=0, shares=(0.7, 0.2, 0.1), rows=2, length=33):
+    sources = [
+        CorpusSource("natural", corpus, seed),
+        CorpusSource("code", corpus, seed),
+        GeneratorSource("recall", seed),
+    ]
+    return BatchStream(sources, shares, tokenizer, rows=rows, length=length, prefetch=prefetch, identity=str(seed))
+
+
+def plain(batch):
+    return {key: value.tolist() if torch.is_tensor(value) else value for key, value in asdict(batch).items()}
+
+
+def take(stream, n):
+    return [plain(stream.next_batch()) for _ in range(n)]
+
+
+@pytest.fixture
+def whole(tiny_corpus, byte_tokenizer):
+    """(batches, state after each) of an uninterrupted run; states[0] is the start. Seven epochs of the natural
+    texts.
+    """
+    stream = make(tiny_corpus, byte_tokenizer)
+    states, batches = [stream.state_dict()], []
+    for _ in range(BATCHES):
+        batches.append(plain(stream.next_batch()))
+        states.append(stream.state_dict())
+    return batches, states
+
+
+@pytest.mark.parametrize("prefetch", [0, 3])
+def test_resume_after_every_batch_is_bit_equal(tiny_corpus, byte_tokenizer, whole, prefetch):
+    batches, states = whole
+    for at, state in enumerate(states):
+        stream = make(tiny_corpus, byte_tokenizer, prefetch)
+        stream.load_state_dict(json.loads(json.dumps(state)))
+        assert take(stream, BATCHES - at) == batches[at:]
+        stream.close()
+
+
+def test_chained_resumes_are_bit_equal(tiny_corpus, byte_tokenizer, whole):
+    batches, states = whole
+    state, seen = states[0], []
+    for part in (1, 3, 2, 4, 1, 3):
+        stream = make(tiny_corpus, byte_tokenizer, prefetch=2)
+        stream.load_state_dict(state)
+        seen += take(stream, part)
+        state = json.loads(json.dumps(stream.state_dict()))
+        stream.close()
+    assert seen == batches
+    assert state == states[-1]
+
+
+@pytest.mark.parametrize("prefetch", [1, 8])
+def test_order_and_position_do_not_depend_on_prefetch(tiny_corpus, byte_tokenizer, whole, prefetch):
+    stream = make(tiny_corpus, byte_tokenizer, prefetch)
+    for batch, state in zip(whole[0], whole[1][1:], strict=True):
+        assert plain(stream.next_batch()) == batch
+        assert stream.state_dict() == state
+    stream.close()
+
+
+def test_no_record_is_lost_or_repeated_within_an_epoch(tiny_corpus, byte_tokenizer):
+    stream = make(tiny_corpus, byte_tokenizer)
+    ended = [name for _ in range(60) for name in stream.next_batch().records]
+    for kind in ("natural", "code"):
+        ids = [record for source, record in ended if source == f"tiny-{kind}"]
+        expected = {record.id for record in tiny_corpus.records(kind, validation=False)}
+        full_epochs = len(ids) // len(expected)
+        assert full_epochs >= 1
+        for epoch in range(full_epochs):
+            assert set(ids[epoch * len(expected) : (epoch + 1) * len(expected)]) == expected
+    recalls = [int(record) for source, record in ended if source == "recall"]
+    assert recalls == list(range(len(recalls)))
+    assert recalls
+
+
+def test_labels_spell_the_records_that_end(tiny_corpus, byte_tokenizer):
+    texts = {
+        (record.source, record.id): record.text
+        for kind in ("natural", "code")
+        for record in tiny_corpus.records(kind, validation=False)
+    }
+    stream = make(tiny_corpus, byte_tokenizer)
+    labels, names = [], []
+    for _ in range(30):
+        batch = stream.next_batch()
+        labels += batch.labels_BT.flatten().tolist()
+        names += batch.records
+    spelled = "".join("\0" if token == 2 else chr(token) for token in labels).split("\0")
+    for name, document in zip(names, spelled, strict=False):
+        if name in texts:
+            assert byte_tokenizer.decode(map(ord, document)) == texts[name]
+
+
+def test_text_bytes_count_the_labels(tiny_corpus, byte_tokenizer):
+    batch = make(tiny_corpus, byte_tokenizer).next_batch()
+    assert batch.text_bytes == int((batch.labels_BT >= 3).sum())
+    assert batch.tokens == batch.labels_BT.numel() == 66
+
+
+def test_position_is_small_json(corpus, bpe):
+    stream = build_stream(DataSection(seq_len=256, source_prefetch=0), 10**9, bpe, 4)
+    for _ in range(5):
+        stream.next_batch()
+        assert len(json.dumps(stream.state_dict())) < 1000
+
+
+def test_shares_are_met_in_tokens(corpus, bpe):
+    stream = build_stream(DataSection(seq_len=512, source_prefetch=0, code_ratio=0.3, synthetic_ratio=0.1), 0, bpe, 16)
+    for _ in range(25):
+        stream.next_batch()
+    counts = stream.state_dict()["counts"]
+    assert sum(counts) == 25 * 16 * 512
+    for count, share in zip(counts, (0.6, 0.3, 0.1 / 3, 0.1 / 3, 0.1 / 3), strict=True):
+        assert count / sum(counts) == pytest.approx(share, abs=0.015)
+
+
+def test_share_of_zero_leaves_the_source_out(corpus, bpe):
+    stream = build_stream(DataSection(seq_len=64, source_prefetch=0, code_ratio=0.9, synthetic_ratio=0.1), 0, bpe, 2)
+    assert list(stream.state_dict()["sources"]) == ["code", "arithmetic", "parity", "recall"]
+
+
+def test_seed_changes_the_order(corpus, bpe):
+    batches = [
+        build_stream(DataSection(seq_len=64, source_prefetch=0), seed, bpe, 2).next_batch() for seed in (0, 1, 0)
+    ]
+    assert not torch.equal(batches[0].input_ids_BT, batches[1].input_ids_BT)
+    assert torch.equal(batches[0].input_ids_BT, batches[2].input_ids_BT)
+
+
+def test_position_of_another_mixture_seed_or_tokenizer_is_refused(tiny_corpus, byte_tokenizer, bpe):
+    state = make(tiny_corpus, byte_tokenizer).state_dict()
+    others = [
+        make(tiny_corpus, bpe),
+        make(tiny_corpus, byte_tokenizer, seed=1),
+        make(tiny_corpus, byte_tokenizer, shares=(0.6, 0.3, 0.1)),
+    ]
+    for other in others:
+        with pytest.raises(DataError, match="belongs to another corpus"):
+            other.load_state_dict(state)
+
+
+def test_position_survives_another_row_length_and_batch_size(tiny_corpus, byte_tokenizer):
+    first = make(tiny_corpus, byte_tokenizer, rows=2, length=30)
+    second = make(tiny_corpus, byte_tokenizer, rows=3, length=20)
+    first.next_batch()
+    second.load_state_dict(first.state_dict())
+    assert first.next_batch().labels_BT.flatten().tolist() == second.next_batch().labels_BT.flatten().tolist()
+
+
+def test_shares_above_one_are_refused(bpe):
+    with pytest.raises(ConfigError, match="--code-ratio"):
+        build_stream(DataSection(seq_len=64, code_ratio=0.8, synthetic_ratio=0.3), 0, bpe, 1)
+
+
+class Failing(GeneratorSource):
+    def __next__(self):
+        if self._index == 4:
+            raise OSError("disk gone")
+        return super().__next__()
+
+
+def test_error_of_a_source_crosses_the_thread(byte_tokenizer):
+    stream = BatchStream([Failing("parity", 0)], [1.0], byte_tokenizer, rows=1, length=50, prefetch=2)
+    with pytest.raises(DataThreadError, match="disk gone"):
+        take(stream, 1000)
+    stream.close()
+
+
+def test_close_joins_the_thread_and_the_stream_can_go_on(tiny_corpus, byte_tokenizer, whole):
+    before = threading.active_count()
+    stream = make(tiny_corpus, byte_tokenizer, prefetch=4)
+    seen = take(stream, 3)
+    stream.close()
+    assert threading.active_count() == before
+    assert seen + take(stream, 2) == whole[0][:5]
+    stream.close()
+
+
+def test_pickle_holds_the_position_and_no_thread(tiny_corpus, byte_tokenizer, whole):
+    stream = make(tiny_corpus, byte_tokenizer, prefetch=4)
+    take(stream, 5)
+    again = pickle.loads(pickle.dumps(stream))
+    assert take(again, 3) == take(stream, 3) == whole[0][5:8]
+    stream.close()
+    again.close()
