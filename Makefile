@@ -1,0 +1,13 @@
+# Each target is one line that also works typed by hand, on Windows too: python packaging/make.py test
+# Arguments go through: make run ARGS='--steps 5'
+
+ifeq ($(OS),Windows_NT)
+PYTHON ?= python
+else
+PYTHON ?= python3
+endif
+
+.PHONY: run test test-slow test-gpu check bench
+
+run test test-slow test-gpu check bench:
+	@$(PYTHON) packaging/make.py $@ $(ARGS)

@@ -1,0 +1,66 @@
+"""Which step follows which: sequences packed in time, and padding inside a row."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Packing:
+    """For every token of a packed row: the number of its sequence, and that sequence's first and last token."""
+
+    sequence_T: Tensor
+    first_T: Tensor
+    last_T: Tensor
+
+    @classmethod
+    def of(cls, cu_seqlens: Tensor, steps: int) -> Packing:
+        """From int [n + 1] bounds; an empty sequence owns no token."""
+        bounds = cu_seqlens.long()
+        index = torch.arange(bounds.numel() - 1, device=bounds.device)
+        sequence_T = torch.repeat_interleave(index, bounds.diff(), output_size=steps)
+        return cls(sequence_T, bounds[:-1][sequence_T], bounds[1:][sequence_T] - 1)
+
+
+def padded_index(cu_seqlens: Tensor) -> tuple[Tensor, Tensor]:
+    """(index_nT, real_nT): where each step of a padded batch of the n sequences lies in the packed row."""
+    bounds = cu_seqlens.long()
+    lengths = bounds.diff()
+    step_T = torch.arange(max(1, int(lengths.max())), device=bounds.device)
+    real_nT = step_T < lengths[:, None]
+    return torch.where(real_nT, bounds[:-1, None] + step_T, 0), real_nT
+
+
+def left_of_next(left_BTH: Tensor, valid_BT: Tensor | None, packing: Packing | None) -> Tensor:
+    """The left weight of the next valid step of the same sequence; 0 where none follows.
+
+    A sequence's last step must get 0: the weight behind it belongs to the next sequence of the row.
+    """
+    batch, steps, heads = left_BTH.shape
+    beyond = left_BTH.new_zeros(batch, 1, heads)
+    following = torch.cat([left_BTH[:, 1:], beyond], 1)
+    if valid_BT is not None:
+        index_BT = torch.where(valid_BT, torch.arange(steps, device=left_BTH.device), steps)
+        index_BT = index_BT.flip(1).cummin(1).values.flip(1)  # first valid step at or after t
+        index_BT = torch.cat([index_BT[:, 1:], torch.full_like(index_BT[:, :1], steps)], 1)
+        if packing is not None:
+            index_BT = torch.where(index_BT > packing.last_T, steps, index_BT)
+        padded = torch.cat([left_BTH, beyond], 1)
+        return padded.gather(1, index_BT[..., None].expand(-1, -1, heads))
+    if packing is not None:
+        is_last_T = packing.last_T == torch.arange(steps, device=left_BTH.device)
+        return torch.where(is_last_T[:, None], 0, following)
+    return following
+
+
+def first_valid(valid_BT: Tensor) -> Tensor:
+    """Index of the first valid step of each row (0 when there is none)."""
+    return valid_BT.int().argmax(1)
+
+
+def last_valid(valid_BT: Tensor) -> Tensor:
+    """Index of the last valid step of each row (T - 1 when there is none)."""
+    return valid_BT.shape[1] - 1 - valid_BT.int().flip(1).argmax(1)

@@ -1,0 +1,73 @@
+"""Compiles a Triton kernel to a cubin on a machine without a GPU, and says what it would use of one."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+# `make test` compiles for the three generations that differ most; the others are slow tests.
+EVERY_CAPABILITY = [
+    pytest.param(capability, id=f"sm_{capability}", marks=() if capability in (80, 90, 120) else pytest.mark.slow)
+    for capability in (80, 86, 89, 90, 100, 120)
+]
+
+
+class Usage(NamedTuple):
+    """What one program of the kernel occupies."""
+
+    registers: int
+    spilled_bytes: int
+    shared_bytes: int
+
+
+def compile_kernel(
+    kernel: Any, types: list[str | None], *, capability: int, num_warps: int, **constexprs: Any
+) -> Usage:
+    """Compile `kernel` for `sm_<capability>`; fails when no cubin comes out.
+
+    Args:
+        kernel: a `triton.jit` function.
+        types: one for each argument that is not a constexpr, in order: `*bf16`, `i32`, `fp32`, None for an absent
+            pointer; `i32:16` is an integer known to be divisible by 16, as pointers always are.
+        capability: 90 for compute capability 9.0.
+        num_warps: as in the launch.
+        constexprs: the compile-time arguments, by name.
+    """
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    names = [name for name in kernel.arg_names if name not in constexprs]
+    assert len(names) == len(types), f"{kernel.__name__} takes {names}"
+    given = dict(zip(names, types, strict=True))
+    constants = constexprs | {name: None for name, kind in given.items() if kind is None}
+    signature = {
+        name: "constexpr" if name in constants else str(given[name]).removesuffix(":16") for name in kernel.arg_names
+    }
+    aligned = [name for name, kind in given.items() if kind is not None and (kind[0] == "*" or kind.endswith(":16"))]
+    attributes = {(kernel.arg_names.index(name),): [["tt.divisibility", 16]] for name in aligned}
+    source = ASTSource(kernel, signature, constants, attributes)
+    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": num_warps})
+    cubin = compiled.asm["cubin"]
+    assert len(cubin) > 0
+    return Usage(*_registers_and_spills(cubin), shared_bytes=compiled.metadata.shared)
+
+
+def _registers_and_spills(cubin: bytes) -> tuple[int, int]:
+    """Asks the cuobjdump that Triton brings along; local memory that is not the stack's is what was spilled."""
+    import triton
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kernel.cubin"
+        path.write_bytes(cubin)
+        tool = triton.knobs.nvidia.cuobjdump.path
+        text = subprocess.run([tool, "--dump-resource-usage", path], capture_output=True, text=True, check=True).stdout
+    found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", text)
+    assert found is not None, text
+    registers, stack, local = map(int, found.groups())
+    return registers, stack + local

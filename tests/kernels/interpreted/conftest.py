@@ -1,0 +1,39 @@
+"""These tests run the Triton kernels in Triton's CPU interpreter, in a process of their own (see test_interpreter.py).
+
+TRITON_INTERPRET must stand before triton is imported, so nothing here is collected by an ordinary run.
+"""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import pytest
+import torch
+from sigma_kernels import dispatch
+
+INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
+collect_ignore_glob = [] if INTERPRETING else ["test_*.py"]
+
+
+@pytest.fixture(autouse=True)
+def _triton_backend(_clean_kernel_state):
+    """The op must run its kernel, or fail."""
+    dispatch.set_backend("triton")
+
+
+@pytest.fixture(autouse=True)
+def _round_as_the_hardware_does(monkeypatch):
+    """The interpreter cuts fp32 off where a GPU rounds to the nearest even bf16; this puts the rounding right."""
+    import triton.language as tl
+    from triton.runtime import interpreter
+
+    convert = interpreter._convert_float
+
+    def rounded(data, source, target, rounding_mode):
+        if (source, target) != (tl.float32, tl.bfloat16):
+            return convert(data, source, target, rounding_mode)
+        values = torch.from_numpy(np.array(data, dtype=np.float32))
+        return values.to(torch.bfloat16).view(torch.int16).numpy().view(np.uint16)
+
+    monkeypatch.setattr(interpreter, "_convert_float", rounded)
