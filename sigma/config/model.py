@@ -23,7 +23,9 @@ class ModelSection:
     ssm_expand: float | None = opt(None, "Inner width of a Mamba-3 mixer divided by d-model.", low=0.25, high=8)
     mimo_rank: int | None = opt(None, "MIMO rank R of the Mamba-3 scan; 1 is SISO.", low=1, high=16)
     ssm_groups: int = opt(1, "Groups G that share the SSM input and output matrices.", low=1)
-    ssm_rope_fraction: float = opt(0.5, "Share of the state channels that rotate; 0 switches the rotation off.", low=0, high=1)
+    ssm_rope_fraction: float = opt(
+        0.5, "Share of the state channels that rotate; 0 switches the rotation off.", low=0, high=1
+    )
     ssm_chunk: int = opt(64, "Time steps of one chunk of the scan.", low=1, high=512)
     ssm_pre_gate_norm: bool = opt(True, "Normalise each head's output before the gate.")
 
@@ -33,17 +35,27 @@ class ModelSection:
     q_latent_dim: int = opt(0, "Width of the query latent; 0 projects queries directly.", low=0)
     rope_dim: int = opt(0, "Channels of the decoupled rotary key; 0 is NoPE.", low=0, high=256)
     rope_theta: float = opt(10000.0, "Base of the rotary frequencies.", low=1)
-    diff_attention_lambda_init: float = opt(0.5, "Weight of the subtracted attention map at the start.", low=0.001, high=0.999)
+    diff_attention_lambda_init: float = opt(
+        0.5, "Weight of the subtracted attention map at the start.", low=0.001, high=0.999
+    )
 
     d_ff: int | None = opt(None, "Hidden width of one expert.", low=4)
     n_shared_experts: int = opt(1, "Experts that see every token.", low=0, high=64)
     n_routed_experts: int | None = opt(None, "Experts that the router chooses from.", low=1, high=1024)
     moe_top_k: int | None = opt(None, "Routed experts of one token.", low=1, high=64)
-    router_balance_lr: float = opt(1e-3, "Step of the selection bias that balances the experts after each update.", low=0, high=1)
+    router_balance_lr: float = opt(
+        1e-3, "Step of the selection bias that balances the experts after each update.", low=0, high=1
+    )
     rib_router_enabled: bool = opt(True, "Add the bounded information-bottleneck loss of the router.")
-    rib_collapse_penalty: float = opt(0.01, "Weight of the entropy of the mean routing (keeps experts in use).", low=0, high=1)
-    rib_info_weight: float = opt(0.003, "Weight of the mean routing entropy (makes single choices sharp).", low=0, high=1)
-    rib_temp_gain: float = opt(0.55, "How far the router's temperature follows the smoothed routing entropy.", low=0, high=2)
+    rib_collapse_penalty: float = opt(
+        0.01, "Weight of the entropy of the mean routing (keeps experts in use).", low=0, high=1
+    )
+    rib_info_weight: float = opt(
+        0.003, "Weight of the mean routing entropy (makes single choices sharp).", low=0, high=1
+    )
+    rib_temp_gain: float = opt(
+        0.55, "How far the router's temperature follows the smoothed routing entropy.", low=0, high=2
+    )
     router_z_weight: float = opt(1e-4, "Weight of the router's z-loss.", low=0, high=1)
 
     quant_mode: Literal["bitnet_1_58", "none"] = opt("bitnet_1_58", "Ternary mixer and expert matrices, or plain ones.")

@@ -18,9 +18,11 @@ class RunSection:
     )
     device: Literal["auto", "cuda", "cpu"] = opt("auto", "Where to train; auto takes the GPU when there is one.")
     require_cuda: bool = opt(False, "Stop with exit code 3 when there is no usable NVIDIA GPU.")
-    deterministic: bool = opt(False, "Only bit-repeatable algorithms on the GPU (slower; the CPU is always repeatable).")
+    deterministic: bool = opt(
+        False, "Only bit-repeatable algorithms on the GPU (slower; the CPU is always repeatable)."
+    )
     seed: int = opt(1337, "Seed of weights, data order and sampling.", low=0, high=2**63 - 1)
-    output_dir: Path = opt(Path("runs/sigma_main"), "Folder of the run; started again, it continues there.")
+    output_dir: Path = opt(Path("runs/sigma_main"), "Folder of the run; started again, it continues there.")  # noqa: RUF009 - opt makes a field
     resume: bool = opt(True, "Continue from the newest valid checkpoint in the output folder.")
     save_interval: int = opt(100, "Steps between two checkpoints; 0 saves only by time and at the end.", low=0)
     save_minutes: float = opt(10.0, "Minutes between two checkpoints; 0 saves only by steps.", low=0.0)
@@ -31,4 +33,6 @@ class RunSection:
     sample_tokens: int = opt(64, "Length of a text sample in tokens.", low=1)
     eval_interval: int = opt(200, "Steps between two validations (val_bpb); 0 for only one at the end.", low=0)
     crash_report_enabled: bool = opt(True, "Write errors/crash_*.json when the run fails.")
-    wandb: Literal["off", "offline", "online"] = opt("off", "Copy metrics.jsonl to Weights & Biases from a side process.")
+    wandb: Literal["off", "offline", "online"] = opt(
+        "off", "Copy metrics.jsonl to Weights & Biases from a side process."
+    )

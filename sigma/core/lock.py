@@ -44,10 +44,9 @@ class RunLock:
             raise RunLockedError(_held_message(self.path.parent, {"pid": os.getpid()}))
         fd = os.open(self.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o644)
         try:
-            previous = _read_holder(fd)
             if not _try_lock(fd):
-                raise RunLockedError(_held_message(self.path.parent, previous))
-            self.took_over_pid = cast("int | None", previous.get("pid"))
+                raise RunLockedError(_held_message(self.path.parent, _read_holder(fd)))
+            self.took_over_pid = cast("int | None", _read_holder(fd).get("pid"))
             _write_holder(fd, {"pid": os.getpid(), "host": socket.gethostname(), "since": round(time.time(), 3)})
         except BaseException:
             os.close(fd)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from sigma_kernels import counters
 from sigma_kernels.bitlinear.op import bit_linear, compute_dtype, linear, quantize_activation, quantize_weight
 from sigma_kernels.bitlinear.reference import bit_linear_reference

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from sigma_kernels import counters, dispatch
 from sigma_kernels.bitlinear.op import quantize_weight
 from sigma_kernels.bitlinear.reference import fake_quantize_activation, fake_quantize_weight

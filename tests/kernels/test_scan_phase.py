@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
+
 from sigma_kernels.scan.packing import Packing
 from sigma_kernels.scan.phase import TURN, accumulate_phase, advance_phase, rotate, wrap_turns
 
@@ -61,7 +63,7 @@ def test_phase_gradient_is_that_of_the_real_sum(bounds):
     packed = {} if packing is None else {"first_T": packing.first_T, "last_T": packing.last_T}
     angle, _ = accumulate_phase(turns, **packed)
     spans = [0, 11] if bounds is None else bounds
-    exact = 2 * math.pi * torch.cat([turns[:, a:b].cumsum(1) for a, b in zip(spans, spans[1:], strict=False)], 1)
+    exact = 2 * math.pi * torch.cat([turns[:, a:b].cumsum(1) for a, b in pairwise(spans)], 1)
     assert distance(angle, exact).max() < 11 * math.pi / 2**32  # half a unit of 2**-32 turn for each step
     (got,), (want,) = (torch.autograd.grad(v, turns, weight) for v in (angle, exact))
     torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)

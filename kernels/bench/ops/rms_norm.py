@@ -6,6 +6,7 @@ import importlib.util
 from collections.abc import Callable, Iterator
 
 import torch
+import torch._functorch.config
 import torch.nn.functional as F
 from registry import Case, benchmark
 from sigma_kernels.rms_norm.op import rms_norm

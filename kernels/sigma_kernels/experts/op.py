@@ -1,8 +1,8 @@
 """Tokens sorted by expert, and their products with stacked expert matrices `[E, N, K]`, ternary or plain.
 
 No token is dropped and nothing is padded: `offsets_E` says where the rows of each expert end. The grouped product of
-PyTorch needs no number on the host; the loop needs the E ends there, which is free on the CPU and one wait per sort
-on a device without a fused grouped product.
+PyTorch needs no number on the host; the loop needs the E ends there, which is free on the CPU and a wait in each
+direction on a device without a fused grouped product.
 
 Saved for the backward pass: the input rows before they are copied to their experts, the gates and the sort. Outputs
 are not saved: the gradient of a gate, <dY, y>, equals <dY W, x> by the product's own backward.

@@ -44,16 +44,16 @@ def check_inputs(inputs: tuple[Tensor, ...], axes: str) -> Sizes:
     heads, head_size = x.shape[lead:]
     rank, groups, state = in_.shape[lead:]
     sizes = Sizes(heads, head_size, rank, groups, state, angle.shape[-1])
+    if 0 in (*leading, sizes.heads, sizes.rank, sizes.groups):
+        raise ValueError(f"x_{axes}HP, in_{axes}RGN: no axis may be empty, got {tuple(x.shape)} and {tuple(in_.shape)}")
+    if sizes.heads % sizes.groups:
+        raise ValueError(f"in_{axes}RGN: {sizes.groups} groups do not divide {sizes.heads} heads")
     expect(f"z_{axes}HP", z, *x.shape)
     expect(f"in_{axes}RGN", in_, *leading, sizes.rank, sizes.groups, sizes.state)
     expect(f"out_{axes}RGN", out, *in_.shape)
     for name, tensor in (("dd_dt", dd_dt), ("dd_a", dd_a), ("trap", trap)):
         expect(f"{name}_{axes}H", tensor, *leading, sizes.heads)
     expect(f"angle_{axes}S", angle, *leading, sizes.pairs)
-    if 0 in (*leading, sizes.heads, sizes.rank, sizes.groups):
-        raise ValueError(f"x_{axes}HP, in_{axes}RGN: no axis may be empty, got {tuple(x.shape)} and {tuple(in_.shape)}")
-    if sizes.heads % sizes.groups:
-        raise ValueError(f"in_{axes}RGN: {sizes.groups} groups do not divide {sizes.heads} heads")
     if sizes.pairs and (sizes.state % 2 or sizes.pairs > sizes.state // 2):
         raise ValueError(
             f"angle_{axes}S: {sizes.pairs} pairs need an even N of at least {2 * sizes.pairs}, got {sizes.state}"

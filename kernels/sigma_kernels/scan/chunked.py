@@ -76,8 +76,8 @@ def _scan(
         _head_matrices(p.out_BTRGN, p.out_bias_HRN, angle_MHRLS),
         _head_matrices(p.in_BTRGN, p.in_bias_HRN, angle_MHRLS),
         _expand_chunks(p, count, length),
-        _by_head(p.log_decay_BTH, count, length).cumsum(-1),
-        gamma_MHL + _by_head(left_of_next(p.left_BTH, p.valid_BT, packing), count, length),
+        _log_decays(_by_head(p.log_decay_BTH, count, length), packing, count),
+        gamma_MHL + _by_head(left_of_next(p.left_BTH, p.valid_BT), count, length),
         gamma_MHL,
         p.skip_H,
         entering_state(p, initial),
@@ -125,14 +125,27 @@ def _expand_chunks(p: Prepared, count: int, length: int) -> Tensor:
     return x_MHRLP if p.mimo is None else x_MHRLP * along_steps(p.mimo.x_HRP, length)
 
 
+def _log_decays(log_decay_MHL: Tensor, packing: Packing | None, count: int) -> Tensor:
+    """Running sum inside the chunk. It restarts with a sequence: no rounding error of one may reach the next."""
+    if packing is None:
+        return log_decay_MHL.cumsum(-1)
+    sequence_CL = _sequences(packing, count, log_decay_MHL.shape[-1])
+    same_CLL = (sequence_CL[:, :, None] == sequence_CL[:, None, :]).tril()
+    return (same_CLL.to(log_decay_MHL.dtype) @ log_decay_MHL.mT).mT
+
+
+def _sequences(packing: Packing, count: int, length: int) -> Tensor:
+    sequence = packing.sequence_T
+    tail = sequence[-1:].expand(count * length - sequence.numel())
+    return torch.cat([sequence, tail]).view(count, length)
+
+
 def _masks(packing: Packing | None, count: int, length: int, device: torch.device) -> Masks:
     before = torch.ones(length, length, dtype=torch.bool, device=device).tril(-1)
     if packing is None:
         return Masks(before[None, None], None, None)
-    sequence = packing.sequence_T
-    tail = sequence[-1:].expand(count * length - sequence.numel())
-    sequence_CL = torch.cat([sequence, tail]).view(count, length)
-    previous_C = torch.cat([torch.full_like(sequence[:1], -1), sequence_CL[:-1, -1]])
+    sequence_CL = _sequences(packing, count, length)
+    previous_C = torch.cat([torch.full_like(sequence_CL[:1, -1], -1), sequence_CL[:-1, -1]])
     same = sequence_CL[:, :, None] == sequence_CL[:, None, :]
     return Masks(
         inside=(same & before)[:, None],

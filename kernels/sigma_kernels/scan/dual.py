@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import Function
+from torch.autograd.function import once_differentiable
 
 
 @dataclass(frozen=True)
@@ -34,10 +35,11 @@ class Masks:
 def _decays(g: Tensor, masks: Masks) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(e^{g_i - g_j}, e^{g_i}, e^{g_L - g_j}, e^{g_L}) under the masks, each in [0, 1]."""
     inside = (g[..., :, None] - g[..., None, :]).masked_fill_(~masks.inside, -torch.inf).exp_()
-    enter, leave = g.exp(), (g[..., -1:] - g).exp_()
+    enter, leave = g, g[..., -1:] - g
     if masks.entering is not None and masks.leaving is not None:
-        enter, leave = enter * masks.entering, leave * masks.leaving
-    return inside, enter, leave, enter[..., -1]
+        enter, leave = enter.masked_fill(~masks.entering, -torch.inf), leave.masked_fill(~masks.leaving, -torch.inf)
+    enter = enter.exp()
+    return inside, enter, leave.exp(), enter[..., -1]
 
 
 def _weights(inside: Tensor, scale: Tensor, gamma: Tensor) -> Tensor:
@@ -121,43 +123,72 @@ class DualFn(Function):
         return y.view(x.shape), final
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        dy, dfinal = grads
-        query, key, x, scale, gamma, skip_H, dots, inside, enter, leave, starts = ctx.saved_tensors
-        q, k, v, dy_rows = _rows(query), _rows(key), _rows(x), _rows(dy)
-        across = enter[..., -1]
+        saved = (
+            ctx.saved_tensors
+        )  # read once: activation checkpointing recomputes at the first read and allows no other
+        query, key, x = saved[:3]
+        with torch.autocast(x.device.type, enabled=False):  # backward may be called inside the caller's autocast
+            dq, dk, dx, *rest = _backward(*saved, *grads)
+        return dq.view_as(query), dk.view_as(key), dx.view_as(x), *rest, None
 
-        # Through the states: y += e^g (Q S^T), S <- across S + X_leaving^T K.
-        dy_entering = _rows(dy * _per_step(enter))
-        dafter, dinitial = _pass_gradients(torch.bmm(dy_entering.mT, q), across, dfinal)
-        dq = torch.bmm(dy_entering, starts)
-        denter = (q * dq).sum(-1).view(x.shape[:-1]).sum(2)  # already times e^g
-        from_state = torch.bmm(k, dafter.mT)
-        dleave = (v * from_state).sum(-1).view(x.shape[:-1]).sum(2)  # of leave * scale
-        dacross = (starts * dafter).sum((-2, -1)).view(across.shape) * across
 
-        # Inside the chunk: y += mix X, mix = W o (Q K^T) + D.
-        weight = _weights(inside, scale, gamma)
-        dx = torch.bmm(_mix(dots, weight, skip_H).mT, dy_rows)
-        dmix = torch.bmm(dy_rows, v.mT)
-        dskip = dmix.diagonal(dim1=-2, dim2=-1).sum(-1).view(across.shape).sum(0)
-        dmix = dmix.view(dots.shape)
-        dweight = _over_ranks(dmix * dots)
-        ddots = dmix.mul_(weight[:, :, None, :, None, :]).view(q.shape[0], q.shape[1], q.shape[1])
+def _backward(
+    query: Tensor,
+    key: Tensor,
+    x: Tensor,
+    scale: Tensor,
+    gamma: Tensor,
+    skip_H: Tensor,
+    dots: Tensor,
+    inside: Tensor,
+    enter: Tensor,
+    leave: Tensor,
+    starts: Tensor,
+    dy: Tensor,
+    dfinal: Tensor,
+) -> tuple[Tensor, ...]:
+    """Gradients of query, key, x, g, scale, gamma, skip and initial; products add into them in place."""
+    q, k, v, across = _rows(query), _rows(key), _rows(x), enter[..., -1]
+    leaving = _per_step(leave * scale)
 
-        leaving = _per_step(leave * scale)
-        dq.baddbmm_(ddots, k)
-        dk = torch.bmm(ddots.mT, q)
-        dk.baddbmm_(_rows(x * leaving), dafter)
-        dx.view(x.shape).addcmul_(from_state.view(x.shape), leaving)
+    # Through the states: y += e^g (Q S^T), S <- across S + X_leaving^T K.
+    dy_entering = _rows(dy * _per_step(enter))
+    dafter, dinitial = _pass_gradients(torch.bmm(dy_entering.mT, q), across, dfinal)
+    dq = torch.bmm(dy_entering, starts)
+    dx_leaving = torch.bmm(k, dafter.mT)
+    enter_denter = _row_dots(q, dq, x.shape)
+    scale_dleave = _row_dots(v, dx_leaving, x.shape)
+    across_dacross = (starts * dafter).sum((-2, -1)).view(across.shape) * across
 
-        dgamma = dweight.diagonal(dim1=-2, dim2=-1).clone()
-        dinside = dweight.mul_(inside)
-        dscale = dinside.sum(-2)
-        dg = (dinside @ scale[..., None])[..., 0] - dscale * scale + denter
-        dleave = dleave * leave
-        dscale += dleave
-        dleave = dleave * scale
-        dg -= dleave
-        dg[..., -1] += dleave.sum(-1) + dacross
-        return dq.view_as(query), dk.view_as(key), dx.view_as(x), dg, dscale, dgamma, dskip, dinitial, None
+    # Inside the chunk: y += mix X, mix = W o (Q K^T) + D.
+    weight = _weights(inside, scale, gamma)
+    dx = torch.bmm(_mix(dots, weight, skip_H).mT, _rows(dy))
+    dx.view(x.shape).addcmul_(dx_leaving.view(x.shape), leaving)
+    dmix = torch.bmm(_rows(dy), v.mT)
+    dskip = dmix.diagonal(dim1=-2, dim2=-1).sum(-1).view(across.shape).sum(0)
+    dweight = _over_ranks(dmix.view(dots.shape) * dots)
+    ddots = dmix.view(dots.shape).mul_(weight[:, :, None, :, None, :]).view(dmix.shape)
+    dq.baddbmm_(ddots, k)
+    dk = torch.bmm(ddots.mT, q).baddbmm_(_rows(x * leaving), dafter)
+
+    dg, dscale, dgamma = _backward_weights(dweight, inside, scale)
+    dscale += leave * scale_dleave
+    dg_leave = leave * scale * scale_dleave
+    dg += enter_denter - dg_leave
+    dg[..., -1] += dg_leave.sum(-1) + across_dacross
+    return dq, dk, dx, dg, dscale, dgamma, dskip, dinitial
+
+
+def _row_dots(a: Tensor, b: Tensor, shape: torch.Size) -> Tensor:
+    """<a, b> of every step, over the ranks and the last axis: [M, H, L]."""
+    return (a * b).sum(-1).view(shape[:-1]).sum(2)
+
+
+def _backward_weights(dweight: Tensor, inside: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of g, scale and gamma through `_weights`; overwrites `dweight`."""
+    dgamma = dweight.diagonal(dim1=-2, dim2=-1).clone()
+    dinside = dweight.mul_(inside)  # strictly lower: `inside` is 0 on the diagonal
+    dscale = dinside.sum(-2)
+    return (dinside @ scale[..., None])[..., 0] - dscale * scale, dscale, dgamma

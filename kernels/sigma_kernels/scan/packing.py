@@ -34,26 +34,19 @@ def padded_index(cu_seqlens: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where(real_nT, bounds[:-1, None] + step_T, 0), real_nT
 
 
-def left_of_next(left_BTH: Tensor, valid_BT: Tensor | None, packing: Packing | None) -> Tensor:
-    """The left weight of the next valid step of the same sequence; 0 where none follows.
+def left_of_next(left_BTH: Tensor, valid_BT: Tensor | None) -> Tensor:
+    """The left weight of the next valid step of the row; 0 where none follows.
 
-    A sequence's last step must get 0: the weight behind it belongs to the next sequence of the row.
+    The last step of a packed sequence gets the weight of the next sequence's first: the masks let nothing read it.
     """
     batch, steps, heads = left_BTH.shape
-    beyond = left_BTH.new_zeros(batch, 1, heads)
-    following = torch.cat([left_BTH[:, 1:], beyond], 1)
-    if valid_BT is not None:
-        index_BT = torch.where(valid_BT, torch.arange(steps, device=left_BTH.device), steps)
-        index_BT = index_BT.flip(1).cummin(1).values.flip(1)  # first valid step at or after t
-        index_BT = torch.cat([index_BT[:, 1:], torch.full_like(index_BT[:, :1], steps)], 1)
-        if packing is not None:
-            index_BT = torch.where(index_BT > packing.last_T, steps, index_BT)
-        padded = torch.cat([left_BTH, beyond], 1)
-        return padded.gather(1, index_BT[..., None].expand(-1, -1, heads))
-    if packing is not None:
-        is_last_T = packing.last_T == torch.arange(steps, device=left_BTH.device)
-        return torch.where(is_last_T[:, None], 0, following)
-    return following
+    padded = torch.cat([left_BTH, left_BTH.new_zeros(batch, 1, heads)], 1)
+    if valid_BT is None:
+        return padded[:, 1:]
+    index_BT = torch.where(valid_BT, torch.arange(steps, device=left_BTH.device), steps)
+    index_BT = index_BT.flip(1).cummin(1).values.flip(1)  # first valid step at or after t
+    index_BT = torch.cat([index_BT[:, 1:], torch.full_like(index_BT[:, :1], steps)], 1)
+    return padded.gather(1, index_BT[..., None].expand(-1, -1, heads))
 
 
 def first_valid(valid_BT: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import Function
+from torch.autograd.function import once_differentiable
 
 TURN = 2**32
 
@@ -57,6 +58,7 @@ class PhaseFn(Function):
         return radians(phase, turns_BTHS.dtype), phase
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
         grad = grads[0]
         if ctx.last_T is None:
@@ -106,6 +108,7 @@ class RotateFn(Function):
         return y
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
         (dy,) = grads
         y, cos, sin = ctx.saved_tensors

@@ -1,0 +1,88 @@
+"""The entry of the program: argv -> exit code. Every failure becomes one message and one code here, nowhere else.
+
+0 done, 1 crashed (report written), 2 bad configuration, 3 the machine lacks something, 130 / 143 interrupted.
+"""
+
+from __future__ import annotations
+
+import io
+import multiprocessing
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sigma_app.session import Session
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command. Standard library and torch-free modules only, until a command needs more."""
+    multiprocessing.freeze_support()
+    if argv is None and getattr(sys, "frozen", False):
+        from sigma_app.interpreter import LaunchDepthError, count_launch, emulate_python
+
+        try:
+            count_launch()
+        except LaunchDepthError as error:
+            print(f"sigma: {error}", file=sys.stderr)
+            return error.exit_code
+        if emulate_python():
+            return 0
+    return run(sys.argv[1:] if argv is None else argv)
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run the command that `argv` names and turn what it raises into an exit code."""
+    from sigma_app.commands import choose
+    from sigma_app.session import Session
+
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a sample must not end the run on a terminal that lacks a character
+    session = Session(tuple(argv))
+    try:
+        command, rest = choose(argv)
+        return command(rest, session)
+    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - the one place where every failure ends
+        return end(error, session)
+    finally:
+        session.close()
+
+
+def end(error: BaseException, session: Session) -> int:
+    """Print what happened, write the report of a crash (its path is printed last), and return the exit code."""
+    from sigma.core.errors import SigmaError
+    from sigma.core.stop import EXIT_INTERRUPTED
+
+    if isinstance(error, KeyboardInterrupt):
+        print("sigma: interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    if isinstance(error, BrokenPipeError) and session.run_dir is None:  # `sigma --help | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 0
+    known = isinstance(error, SigmaError)
+    code = error.exit_code if known else 1
+    print(f"sigma: {error}" if known else f"sigma: {type(error).__name__}: {error}", file=sys.stderr)
+    if code == 1:
+        print(_last_words(error, session), file=sys.stderr)
+    return code
+
+
+def _last_words(error: BaseException, session: Session) -> str:
+    """The line that names the crash report; the traceback itself where there is no report."""
+    trace = "".join(traceback.format_exception(error)).rstrip()
+    if not session.crash_report:
+        return trace
+    try:
+        return session.write_crash_report(error)
+    except OSError as failure:
+        return f"{trace}\nno crash report: {failure}"
+
+
+if __name__ == "__main__":
+    code = main()
+    from sigma_app.bootstrap import hold_console_window
+
+    hold_console_window()
+    sys.exit(code)

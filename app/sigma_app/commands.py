@@ -1,0 +1,152 @@
+"""The commands: each is a function of its arguments and the session, and returns an exit code."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from sigma.config.explain import explain, flags_help
+from sigma.config.option import opt
+from sigma.config.parse import parse_options
+from sigma.config.resolved import RESOLVED_NAME
+from sigma.config.table import nearest
+from sigma.core.errors import ConfigError
+from sigma.core.version import VERSION
+from sigma_app.session import Session
+
+Command = Callable[[Sequence[str], Session], int]
+
+_USAGE = f"""SIGMA {VERSION}: trains a hybrid Mamba-3 / attention language model from nothing, on one workstation.
+
+  sigma                                          train with train_sigma_args.txt; started again, it continues
+  sigma train [@FILE] [--flag value ...]         train; the command line wins over the file
+  sigma explain-config [@FILE] [--flag ...]      every value and where it comes from; trains nothing
+  sigma doctor [@FILE] [--flag ...]              can this machine train? findings and remedies
+  sigma generate --run DIR --prompt TEXT         complete a text [--tokens N --temperature X --top-k N --seed N]
+  sigma report --run DIR                         write DIR/report.html again
+  sigma --help | --version
+
+Exit codes: 0 done, 1 crashed (a report is written), 2 bad configuration, 3 the machine lacks something required,
+130 / 143 interrupted / terminated (a checkpoint is written).
+"""
+
+
+@dataclass(frozen=True)
+class GenerateOptions:
+    """Options of `sigma generate`."""
+
+    run: Path = opt(Path("runs/sigma_main"), "Output folder of a run.")  # noqa: RUF009 - opt makes a field
+    prompt: str = opt("", "Text to continue.")
+    tokens: int = opt(128, "Tokens to write at most.", low=1, high=100_000)
+    temperature: float = opt(0.8, "Randomness; 0 always takes the likeliest token.", low=0, high=10)
+    top_k: int = opt(50, "Choose among this many likeliest tokens; 0 among all.", low=0)
+    seed: int = opt(0, "Seed of the choice.", low=0, high=2**63 - 1)
+    device: Literal["auto", "cuda", "cpu"] = opt("auto", "Where to compute; auto takes the GPU when there is one.")
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """Options of `sigma report`."""
+
+    run: Path = opt(Path("runs/sigma_main"), "Output folder of a run.")  # noqa: RUF009 - opt makes a field
+
+
+def train(argv: Sequence[str], session: Session) -> int:
+    """Train, or say that the run is finished."""
+    session.say(f"SIGMA {VERSION}")
+    session.start_log()
+    session.prepare()
+    parsed = session.read_configuration(argv, create_args_file=True)
+    session.say("loading torch")
+    resolved = session.resolve(parsed)
+    run = resolved.config.run
+    if run.preset == "demo" and run.device == "cpu":
+        session.say(
+            f"no GPU in use: this trains a small demonstration on the CPU ({resolved.config.train.steps} steps)"
+        )
+    from sigma_app.training import run_training
+
+    return run_training(resolved, session)
+
+
+def explain_config(argv: Sequence[str], session: Session) -> int:
+    """Print every value and its origin."""
+    parsed = session.read_configuration(argv, create_args_file=False)
+    session.say(explain(session.resolve(parsed)))
+    return 0
+
+
+def doctor(argv: Sequence[str], session: Session) -> int:
+    """Print findings about this machine; 0 when training can start."""
+    from sigma_app.doctor import examine, format_findings
+
+    session.prepare()
+    parsed = session.read_configuration(argv, create_args_file=False)
+    findings = examine(parsed.config)
+    session.say(*format_findings(findings))
+    return 3 if any(finding.status == "FAIL" for finding in findings) else 0
+
+
+def generate(argv: Sequence[str], session: Session) -> int:
+    """Complete a prompt with the newest valid checkpoint of a run."""
+    options = parse_options(GenerateOptions, argv)
+    if not (options.run / RESOLVED_NAME).is_file():
+        raise ConfigError(f"--run {options.run}: no {RESOLVED_NAME} there; give the output folder of a run")
+    session.prepare()
+    from sigma_app.generate import complete
+
+    values = asdict(options)
+    session.say(complete(values.pop("run"), values.pop("prompt"), **values))
+    return 0
+
+
+def report(argv: Sequence[str], session: Session) -> int:
+    """Write the report of a run."""
+    options = parse_options(ReportOptions, argv)
+    from sigma.train.report import write_report
+
+    session.say(str(write_report(options.run)))
+    return 0
+
+
+def show_help(argv: Sequence[str], session: Session) -> int:
+    """Print the commands and every flag."""
+    session.say(_USAGE + flags_help())
+    return 0
+
+
+def show_version(argv: Sequence[str], session: Session) -> int:
+    """Print the version."""
+    session.say(f"sigma {VERSION}")
+    return 0
+
+
+COMMANDS: dict[str, Command] = {
+    "train": train,
+    "explain-config": explain_config,
+    "doctor": doctor,
+    "generate": generate,
+    "report": report,
+    "help": show_help,
+    "version": show_version,
+}
+
+
+def choose(argv: Sequence[str]) -> tuple[Command, Sequence[str]]:
+    """The command of a command line and its own arguments; without a command word it is `train`.
+
+    Raises ConfigError for an unknown word.
+    """
+    if any(word in ("--help", "-h") for word in argv):
+        return show_help, ()
+    if argv and argv[0] in ("--version", "-V"):
+        return show_version, ()
+    if not argv or argv[0].startswith(("-", "@")):
+        return train, argv
+    if argv[0] in COMMANDS:
+        return COMMANDS[argv[0]], argv[1:]
+    close = nearest(argv[0], COMMANDS)
+    hint = f"did you mean {close}?" if close else "see sigma --help"
+    raise ConfigError(f"command line: {argv[0]!r}: unknown command; {hint}")
