@@ -182,12 +182,14 @@ def build_evaluator(config: RunConfig, model: SigmaForCausalLM, tokenizer: Token
     """Validation over the held-out text of the corpus."""
     assert config.data.micro_batch_size is not None
     assert config.data.seq_len is not None
+    assert config.data.batch_size is not None
     settings = EvaluationSettings(
         device=torch.device(config.run.device),
         bf16=config.train.precision == "bf16",
         rows=config.data.micro_batch_size,
         length=config.data.seq_len,
         max_tokens=config.data.val_max_tokens,
+        batch_tokens=config.data.batch_size * config.data.seq_len,
     )
     without_thread = replace(config, data=replace(config.data, source_prefetch=0))
     return Evaluator(
@@ -288,7 +290,8 @@ def startup_row(config: RunConfig, model: SigmaForCausalLM, optimizers: Optimize
 def write_records(config: RunConfig, origins: dict[str, str], tokenizer: Tokenizer, step: int) -> None:
     """When it is certain that the run goes on: `resolved_args.txt`, `run_manifest.json`, the Weights & Biases relay."""
     run_dir: Path = config.run.output_dir
-    write_resolved(Parsed(config, origins=origins))
+    # --no-resume is about one start: the next one continues what this one begins
+    write_resolved(Parsed(replace(config, run=replace(config.run, resume=True)), origins=origins))
     hashes = {"corpus": load_corpus().fingerprint, "tokenizer": tokenizer.fingerprint}
     write_manifest(run_dir, config, hashes, device_name(torch.device(config.run.device)), step)
     if config.run.wandb != "off":

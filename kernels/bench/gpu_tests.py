@@ -30,7 +30,7 @@ def main(arguments: list[str]) -> int:
     """Returns pytest's exit code."""
     require_cuda()
     outcomes, started = Outcomes(), time.monotonic()
-    code = pytest.main(["-m", "gpu", *(arguments or ["tests/gpu"])], plugins=[outcomes])
+    code = pytest.main(["-m", "gpu", *(arguments or ["tests"])], plugins=[outcomes])
     row = {**stamp(), **outcomes.counts, "seconds": round(time.monotonic() - started, 1), "exit": int(code)}
     with LOG.open("a", encoding="utf-8") as log:
         log.write(json.dumps(row) + "\n")

@@ -9,8 +9,9 @@ import math
 
 
 def phase_lengths(steps: int, warmup_share: float, decay_share: float) -> tuple[int, int]:
-    """Steps of warmup (rounded up) and of decay (rounded down); shares that add up to at most 1 never overlap."""
-    return math.ceil(warmup_share * steps), math.floor(decay_share * steps)
+    """Steps of warmup (rounded up) and of decay (rounded down, and never into the warmup)."""
+    warmup = math.ceil(warmup_share * steps)
+    return warmup, min(math.floor(decay_share * steps), steps - warmup)
 
 
 def learning_rate_scale(step: int, steps: int, warmup_share: float, decay_share: float) -> float:

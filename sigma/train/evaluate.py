@@ -23,17 +23,19 @@ from sigma.train.sample import evaluating
 FINAL_NAME = "final.json"
 EARLY = 16  # positions with less context than this
 LATE = 128  # positions with at least this much
+BASELINE_TOKENS = 20_000_000  # of training text for the bigram; many epochs of one corpus would only repeat its counts
 
 
 @dataclass(frozen=True)
 class EvaluationSettings:
-    """`rows` and `length` of a forward pass; `max_tokens` of a validation during training."""
+    """`rows` and `length` of a forward pass, `max_tokens` of a validation during training, `batch_tokens` of a step."""
 
     device: torch.device
     bf16: bool
     rows: int
     length: int
     max_tokens: int
+    batch_tokens: int
 
 
 class Evaluator:
@@ -68,7 +70,9 @@ class Evaluator:
             return None
         text = self._validation.text()
         row |= {"final": True, "gzip_bpb": gzip_bpb(text), "xz_bpb": xz_bpb(text)}
-        row["witten_bell_bpb"] = bigram_bpb(self._fresh_stream(), step, self._validation, self._vocabulary)
+        batches = min(step, -(-BASELINE_TOKENS // self._settings.batch_tokens))
+        row["witten_bell_bpb"] = bigram_bpb(self._fresh_stream(), batches, self._validation, self._vocabulary)
+        row["witten_bell_tokens"] = batches * self._settings.batch_tokens
         write_atomic(self._path, (dumps({"step": step, **row}, indent=2) + "\n").encode())
         return row
 

@@ -15,12 +15,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from sigma.core.errors import SigmaError
-
-
-class IdleFeatureError(SigmaError):
-    """Features that were due and never worked."""
-
 
 @dataclass(frozen=True)
 class Work:
@@ -115,15 +109,15 @@ class FeatureSet:
             self._effective[name] += int(value)
         self._pending.clear()
 
-    def counters(self) -> dict[str, int]:
-        """Columns `feature_X_{enabled,calls,effective_calls}` of every known feature. Waits for the device."""
+    def columns(self) -> dict[str, float]:
+        """Columns `feature_X_{enabled,calls,effective_calls,s}` of every known feature. Waits for the device."""
         self._settle()
-        enabled = {f.name for f in self._features}
-        row: dict[str, int] = {}
+        row: dict[str, float] = {}
         for name in self._known:
-            row[f"feature_{name}_enabled"] = int(name in enabled)
+            row[f"feature_{name}_enabled"] = int(name in self.seconds)
             row[f"feature_{name}_calls"] = self._calls[name]
             row[f"feature_{name}_effective_calls"] = self._effective[name]
+            row[f"feature_{name}_s"] = self.seconds.get(name, 0.0)
         return row
 
     def idle(self, last_step: int) -> list[str]:

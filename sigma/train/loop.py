@@ -190,7 +190,7 @@ class Trainer:
         row["tokens_seen_total"] = self.progress.tokens
         row["micro_batch"] = self.stepper.micro_batch
         row |= self.speed.read(phases, self.steps - s.step)
-        row |= self.features.counters() | readings(self.stepper.settings.device)
+        row |= self.features.columns() | readings(self.stepper.settings.device)
         self.last_row = self.log.write("train", s.step, row)
         self._write_status("running")
         if longest >= self.config.train.max_skipped_steps:
@@ -218,7 +218,7 @@ class Trainer:
         self.saved_step = self.progress.step
 
     def _finish(self) -> bool:
-        """The last sample and the whole validation; False when a stop request came in between."""
+        """The last sample, the whole validation, the idle check; False when a stop request came in between."""
         self._sample()
         with self.clock("eval"):
             row = self.evaluator.final(self.progress.step, lambda: self.stop.requested)
@@ -226,6 +226,8 @@ class Trainer:
             return False
         self.log.write("eval", self.progress.step, row)
         self.progress.note_validation(row["val_bpb"])
+        for name in self.features.idle(self.progress.step):
+            self.log.event("feature_idle", self.progress.step, feature=name)
         return True
 
     def _outcome(self, state: Literal["finished", "interrupted"]) -> Outcome:

@@ -83,7 +83,7 @@ class Stepper:
         self._clock = clock
         self._on_loss = on_loss
         self._on_event = on_event
-        self._forward = forward or model
+        self._forward = model if forward is None else forward
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         self._buffers = list(persistent_buffers(model).values())
         zero = torch.zeros((), dtype=torch.int64, device=settings.device)

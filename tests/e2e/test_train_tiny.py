@@ -15,6 +15,7 @@ from sigma.build import build_trainer
 from sigma.config.data import DataSection
 from sigma.config.model import ModelSection
 from sigma.config.presets import resolve
+from sigma.config.resolved import load_resolved
 from sigma.config.root import RunConfig
 from sigma.config.run import RunSection
 from sigma.config.train import TrainSection
@@ -255,7 +256,7 @@ def test_validation_and_samples_leave_the_training_alone(make: Make) -> None:
     quiet.run(), busy.run()
     assert digest(quiet, 6) == digest(busy, 6)
     assert len(rows(busy, "sample")) == TRAIN["steps"]
-    counted = [name for name in rows(quiet)[-1] if name.startswith("feature_")]
+    counted = [name for name in rows(quiet)[-1] if name.endswith("_calls")]
     assert [rows(quiet)[-1][name] for name in counted] == [rows(busy)[-1][name] for name in counted]
 
 
@@ -266,7 +267,7 @@ def test_every_column_is_documented(make: Make) -> None:
     documented = set(re.findall(r"`([a-z0-9_]+)`", text))
     lines = (trainer.run_dir / "metrics.jsonl").read_bytes().splitlines()
     columns = {re.sub(r"^feature_(instant|diff_mla)_", "feature_X_", name) for line in lines for name in loads(line)}
-    known = documented | {f"feature_X_{part}" for part in ("enabled", "calls", "effective_calls")}
+    known = documented | {f"feature_X_{part}" for part in ("enabled", "calls", "effective_calls", "s")}
     assert columns - known == set()
 
 
@@ -351,6 +352,7 @@ def test_resume_off_starts_anew(make: Make) -> None:
     again = make(resume=False)
     assert again.run().state == "finished"
     assert [row["checkpoint_resume_step"] for row in rows(again, "startup")] == [None, None]
+    assert load_resolved(again.run_dir / "resolved_args.txt").run.resume
 
 
 def test_source_prefetch_uses_a_thread_and_changes_no_batch(make: Make) -> None:

@@ -94,15 +94,21 @@ def test_each_execution_is_counted_where_it_happens():
     assert counters.get("scan.step") == 1
 
 
-def test_autocast_changes_nothing_inside_the_scan():
-    case = make_case(SHAPE, torch.float32)
-    leaves = list(case.leaves().values())
+@pytest.mark.parametrize("mode", ["plain", "from a state", "packed"])
+def test_autocast_changes_nothing_inside_the_scan_forward_or_backward(mode):
+    case = make_case(Shape(B=1, R=2), torch.float32)
+    options = {}
+    if mode == "from a state":
+        options["initial_state"] = case.state
+    if mode == "packed":
+        options["cu_seqlens"] = torch.tensor([0, 5, 13], dtype=torch.int32)
+    leaves = list((case.leaves() | (case.state_leaves() if mode == "from a state" else {})).values())
     for leaf in leaves:
         leaf.requires_grad_()
-    plain = mamba3_scan(**case.inputs, **case.parameters)
+    plain = mamba3_scan(**case.inputs, **case.parameters, **options)
     grads = torch.autograd.grad(plain.sum(), leaves)
     with torch.autocast("cpu", torch.bfloat16):
-        cast = mamba3_scan(**case.inputs, **case.parameters)
+        cast = mamba3_scan(**case.inputs, **case.parameters, **options)
         cast_grads = torch.autograd.grad(cast.sum(), leaves)
     assert torch.equal(cast, plain)
     assert cast.dtype == torch.float32

@@ -17,8 +17,9 @@ def entering_state(p: Prepared, initial: Mamba3State | None) -> Tensor:
     if initial is None:
         return p.x_BTHP.new_zeros(batch, heads, head_size, p.in_BTRGN.shape[-1])
     left_BH = p.left_BTH[:, 0] if p.valid_BT is None else p.left_BTH[_rows(batch, p), first_valid(p.valid_BT)]
-    product = torch.einsum("bhrp,brhn->bhpn", expand_x(initial.x_BHP, p.mimo), initial.key_BRHN)
-    return initial.state_BHPN + left_BH[..., None, None] * product
+    # No matrix product: its gradient would be rounded to 16 bits where backward is called inside autocast.
+    product_BHRPN = expand_x(initial.x_BHP, p.mimo)[..., None] * initial.key_BRHN.transpose(1, 2)[..., None, :]
+    return initial.state_BHPN + left_BH[..., None, None] * product_BHRPN.sum(2)
 
 
 def leaving_state(

@@ -76,7 +76,7 @@ def _scan(
         _head_matrices(p.out_BTRGN, p.out_bias_HRN, angle_MHRLS),
         _head_matrices(p.in_BTRGN, p.in_bias_HRN, angle_MHRLS),
         _expand_chunks(p, count, length),
-        _log_decays(_by_head(p.log_decay_BTH, count, length), packing, count),
+        _by_head(p.log_decay_BTH, count, length),
         gamma_MHL + _by_head(left_of_next(p.left_BTH, p.valid_BT), count, length),
         gamma_MHL,
         p.skip_H,
@@ -123,15 +123,6 @@ def _head_matrices(matrix_BTRGN: Tensor, bias_HRN: Tensor, angle_MHRLS: Tensor) 
 def _expand_chunks(p: Prepared, count: int, length: int) -> Tensor:
     x_MHRLP = _by_head(p.x_BTHP, count, length).contiguous()[:, :, None]
     return x_MHRLP if p.mimo is None else x_MHRLP * along_steps(p.mimo.x_HRP, length)
-
-
-def _log_decays(log_decay_MHL: Tensor, packing: Packing | None, count: int) -> Tensor:
-    """Running sum inside the chunk. It restarts with a sequence: no rounding error of one may reach the next."""
-    if packing is None:
-        return log_decay_MHL.cumsum(-1)
-    sequence_CL = _sequences(packing, count, log_decay_MHL.shape[-1])
-    same_CLL = (sequence_CL[:, :, None] == sequence_CL[:, None, :]).tril()
-    return (same_CLL.to(log_decay_MHL.dtype) @ log_decay_MHL.mT).mT
 
 
 def _sequences(packing: Packing, count: int, length: int) -> Tensor:

@@ -32,6 +32,19 @@ class Masks:
     leaving: Tensor | None  # the step belongs to the sequence that leaves the chunk; None means all
 
 
+def _running_sum(log_decay: Tensor, masks: Masks) -> Tensor:
+    """g_i: the sum over the steps of i's own sequence up to i, so that no rounding error of one reaches the next.
+
+    In fp64, which no setting turns into TF32.
+    """
+    inside = masks.inside[:, 0].double()
+    return (inside @ log_decay.double().mT).mT.to(log_decay.dtype) + log_decay
+
+
+def _running_sum_gradient(dg: Tensor, masks: Masks) -> Tensor:
+    return (dg.double() @ masks.inside[:, 0].double()).to(dg.dtype) + dg
+
+
 def _decays(g: Tensor, masks: Masks) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(e^{g_i - g_j}, e^{g_i}, e^{g_L - g_j}, e^{g_L}) under the masks, each in [0, 1]."""
     inside = (g[..., :, None] - g[..., None, :]).masked_fill_(~masks.inside, -torch.inf).exp_()
@@ -103,14 +116,14 @@ class DualFn(Function):
         query: Tensor,
         key: Tensor,
         x: Tensor,
-        g: Tensor,
+        log_decay: Tensor,
         scale: Tensor,
         gamma: Tensor,
         skip_H: Tensor,
         initial: Tensor,
         masks: Masks,
     ) -> tuple[Tensor, Tensor]:
-        inside, enter, leave, across = _decays(g, masks)
+        inside, enter, leave, across = _decays(_running_sum(log_decay, masks), masks)
         q, k, v = _rows(query), _rows(key), _rows(x)
         rank, steps = x.shape[2:4]
         dots = torch.bmm(q, k.mT).view(*x.shape[:2], rank, steps, rank, steps)
@@ -119,19 +132,19 @@ class DualFn(Function):
         y = torch.bmm(q, starts.mT)
         y.view(x.shape).mul_(_per_step(enter))
         y.baddbmm_(_mix(dots, _weights(inside, scale, gamma), skip_H), v)
+        ctx.masks = masks
         ctx.save_for_backward(query, key, x, scale, gamma, skip_H, dots, inside, enter, leave, starts)
         return y.view(x.shape), final
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        saved = (
-            ctx.saved_tensors
-        )  # read once: activation checkpointing recomputes at the first read and allows no other
+        saved = ctx.saved_tensors  # once: activation checkpointing allows no second read
         query, key, x = saved[:3]
         with torch.autocast(x.device.type, enabled=False):  # backward may be called inside the caller's autocast
-            dq, dk, dx, *rest = _backward(*saved, *grads)
-        return dq.view_as(query), dk.view_as(key), dx.view_as(x), *rest, None
+            dq, dk, dx, dg, *rest = _backward(*saved, *grads)
+            dlog_decay = _running_sum_gradient(dg, ctx.masks)
+        return dq.view_as(query), dk.view_as(key), dx.view_as(x), dlog_decay, *rest, None
 
 
 def _backward(

@@ -15,7 +15,7 @@ from sigma.data.validation import ValidationBatch
 from sigma.train.evaluate import EvaluationSettings, Evaluator
 
 VOCABULARY, LENGTH = 8, 200
-SETTINGS = EvaluationSettings(torch.device("cpu"), bf16=False, rows=2, length=LENGTH, max_tokens=100)
+SETTINGS = EvaluationSettings(torch.device("cpu"), bf16=False, rows=2, length=LENGTH, max_tokens=100, batch_tokens=3)
 
 
 class PositionModel(torch.nn.Module):
@@ -66,6 +66,9 @@ class Stream:
         self.given += 1
         ids = torch.tensor([[1, 2, 3]])
         return SimpleNamespace(input_ids_BT=ids, labels_BT=ids + 1)
+
+    def close(self) -> None:
+        return None
 
 
 def make(
@@ -136,10 +139,19 @@ def test_the_final_row_is_in_final_json_with_its_baselines(tmp_path: Path) -> No
     assert saved == {"step": 3, **row}
     assert min(saved[name] for name in ("gzip_bpb", "xz_bpb", "witten_bell_bpb")) > 0
     assert stream.given == 3
+    assert saved["witten_bell_tokens"] == 9
     assert evaluator.is_final(3)
     assert not evaluator.is_final(4)
     evaluator.forget_final()
     assert not evaluator.is_final(3)
+
+
+def test_the_bigram_reads_a_bounded_number_of_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sigma.train.evaluate.BASELINE_TOKENS", 10)
+    stream = Stream()
+    row = make(tmp_path, stream=stream)[0].final(1000, lambda: False)
+    assert row is not None
+    assert (stream.given, row["witten_bell_tokens"]) == (4, 12)
 
 
 def test_a_stop_request_leaves_no_final_result(tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ class Late(Feature):
 
 
 def counters(features: FeatureSet, name: str = "worker") -> tuple[int, int]:
-    row = features.counters()
+    row = features.columns()
     return row[f"feature_{name}_calls"], row[f"feature_{name}_effective_calls"]
 
 
@@ -61,12 +61,12 @@ def test_metrics_carry_the_name_of_the_feature() -> None:
 
 
 def test_known_features_have_columns_when_they_are_off() -> None:
-    row = FeatureSet([], known=["worker"]).counters()
-    assert row == {"feature_worker_enabled": 0, "feature_worker_calls": 0, "feature_worker_effective_calls": 0}
+    row = FeatureSet([], known=["worker"]).columns()
+    assert row == {f"feature_worker_{part}": 0 for part in ("enabled", "calls", "effective_calls", "s")}
 
 
 def test_enabled_features_say_so() -> None:
-    assert FeatureSet([Worker()], known=["other"]).counters()["feature_worker_enabled"] == 1
+    assert FeatureSet([Worker()], known=["other"]).columns()["feature_worker_enabled"] == 1
 
 
 def test_idle_names_features_that_were_due_and_never_worked() -> None:
@@ -113,4 +113,4 @@ def test_closing_goes_backwards() -> None:
 def test_time_is_taken_per_feature() -> None:
     features = FeatureSet([Worker()])
     features.run("after_step", StepState(1, None))
-    assert features.seconds["worker"] > 0
+    assert features.columns()["feature_worker_s"] > 0

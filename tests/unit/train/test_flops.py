@@ -8,8 +8,9 @@ import torch
 from sigma.train.flops import active_parameters, train_flops_per_token
 
 CONFIG = {
-    "tie_word_embeddings": True, "num_experts_per_tok": 2, "n_routed_experts": 8, "num_attention_heads": 3, "head_dim": 5,
-    "rope_dim": 2, "ssm_num_heads": 7, "ssm_head_dim": 4, "ssm_state": 6, "mimo_rank": 2, "layer_types": [],
+    "tie_word_embeddings": True, "num_experts_per_tok": 2, "n_routed_experts": 8, "num_attention_heads": 3,
+    "head_dim": 5, "rope_dim": 2, "ssm_num_heads": 7, "ssm_head_dim": 4, "ssm_state": 6, "mimo_rank": 2,
+    "layer_types": [],
 }  # fmt: skip
 SIZES = {"embed": (10, 4), "proj": (3, 4), "fused": (5, 4), "stack": (8, 3, 4), "router": (8, 4), "norm": (4,)}
 ROLES = {
