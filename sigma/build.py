@@ -81,7 +81,10 @@ def _build(
     model.to(device)  # pyright: ignore[reportArgumentType] - transformers wraps it without a type
     optimizers = build_optimizers(dict(model.named_parameters()), model.parameter_roles(), config.train)
     data = stream_of(config, tokenizer)
-    log, clock, progress = MetricsLog(run_dir, listeners), make_clock(device), Progress()
+    log, progress = MetricsLog(run_dir, listeners), Progress()
+    # side by side: the phases of the first row are to add up to its wall time too
+    clock = make_clock(device)
+    speed = SpeedMeter(train_flops_per_token(model, config.data.seq_len or 1), peak_flops(device))
     features = FeatureSet(features_of(config), FEATURE_NAMES)
     stepper = build_stepper(config, model, optimizers, clock, features, log)
     features.setup(stepper.context())
@@ -100,7 +103,7 @@ def _build(
         log=log,
         clock=clock,
         meter=meter,
-        speed=SpeedMeter(train_flops_per_token(model, config.data.seq_len or 1), peak_flops(device)),
+        speed=speed,
         stop=stop,
         lock=lock,
         progress=progress,
@@ -168,6 +171,7 @@ def build_stepper(
         settings,
         clock,
         on_loss=lambda s: features.run("on_loss", s),
+        on_retry=features.retry,
         on_event=log.event,
         forward=torch.compile(model) if compiles(config) else model,
     )

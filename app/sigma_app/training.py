@@ -7,6 +7,7 @@ from pathlib import Path
 
 from sigma.config.parse import Parsed
 from sigma.core.errors import ConfigError
+from sigma.core.malloc import keep_freed_memory
 from sigma.train.crash import CrashKind
 from sigma.train.crash_hooks import crash_hooks
 from sigma_app.console import Console, closing_lines
@@ -17,6 +18,7 @@ def run_training(resolved: Parsed, session: Session) -> int:
     """Build the trainer, run it, and say how it ended. Exceptions go on to the caller, who writes their report."""
     from sigma.build import build_trainer
 
+    keep_freed_memory()
     make_run_dir(resolved.config.run.output_dir)
     session.run_dir = resolved.config.run.output_dir
 

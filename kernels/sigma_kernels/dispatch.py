@@ -1,6 +1,6 @@
 """The one place that decides whether an op runs its Triton kernel or its PyTorch reference.
 
-Nobody else catches, falls back, or asks for CUDA: `use_triton` answers, says why, and counts both answers.
+No op catches or falls back by itself: `use_triton` answers, says why, and counts both answers.
 """
 
 from __future__ import annotations

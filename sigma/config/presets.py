@@ -11,12 +11,12 @@ from sigma.core.errors import MissingRequirementError
 
 PRESETS: dict[str, dict[str, Any]] = {
     "demo": {
-        "d_model": 256, "n_layers": 4,
+        "d_model": 192, "n_layers": 4,
         "ssm_state": 32, "ssm_expand": 2.0, "mimo_rank": 2,
-        "n_heads": 4, "attention_head_dim": 64, "kv_latent_dim": 64,
-        "d_ff": 256, "n_routed_experts": 8, "moe_top_k": 2,
+        "n_heads": 3, "attention_head_dim": 64, "kv_latent_dim": 128,
+        "d_ff": 192, "n_routed_experts": 8, "moe_top_k": 2,
         "seq_len": 256, "batch_size": 8, "micro_batch_size": 8,
-        "steps": 500, "lr": 4e-3, "adam_lr": 3e-3,
+        "steps": 480, "lr": 4e-3, "adam_lr": 3e-3,
     },
     "small": {
         "d_model": 512, "n_layers": 12,

@@ -34,6 +34,10 @@ class DiffMla(Feature):
         """Forget the forwards outside a step."""
         self._changed.clear()
 
+    def on_retry(self) -> None:
+        """Forget the forwards of the attempt that failed."""
+        self._changed.clear()
+
     def after_step(self, s: StepState) -> Work | None:
         """Report the forwards of this step."""
         if not self._changed:

@@ -244,6 +244,11 @@ class SigmaForCausalLM(SigmaPreTrainedModel, GenerationMixin):
             layer.moe.after_update()
         new_weight_epoch(self)
 
+    def drop_graph(self) -> None:
+        """Let go of the graph that `aux_loss` holds, when the last forward is given up without an update."""
+        for layer in self._blocks():
+            layer.moe.router.drop_graph()
+
     def parameter_roles(self) -> dict[str, str | tuple[str, Sequence[int]]]:
         """Role of every parameter for the optimizers: see `sigma.model.weights.parameter_roles`."""
         return parameter_roles(self)

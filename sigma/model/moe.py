@@ -70,7 +70,7 @@ class MoE(nn.Module):
     def __init__(self, config: SigmaConfig) -> None:
         super().__init__()
         width, hidden, n_routed = config.hidden_size, config.intermediate_size, config.n_routed_experts
-        mode, out_scale = config.quant_mode, (2 * config.num_hidden_layers) ** -0.5
+        mode, out_scale = config.quant_mode, config.residual_scale
         settings = RouterSettings(
             balance_lr=config.router_balance_lr,
             rib_enabled=config.rib_router_enabled,

@@ -143,7 +143,7 @@ class Router(nn.Module):
 
     @torch.no_grad()
     def after_update(self) -> None:
-        """Balance with the tokens seen since the last call, and forget them. A call without tokens changes nothing."""
+        """Balance with the tokens seen since the last call, and forget them. A call without tokens changes no state."""
         load_E = self.load.to(torch.float32)
         total, mean = load_E.sum(), load_E.mean()
         self.selection_bias += self.settings.balance_lr * torch.sign(mean - load_E)
@@ -154,8 +154,12 @@ class Router(nn.Module):
         self._metrics["moe_dead_experts"] = (load_E == 0).sum().to(torch.float32)
         self.load.zero_()
         self.entropy_sum.zero_()
+        self.drop_graph()
+
+    def drop_graph(self) -> None:
+        """Let go of the graph of the last forward; its loss stays as a number."""
         if self._aux_loss is not None:
-            self._aux_loss = self._aux_loss.detach()  # the graph of the step can go
+            self._aux_loss = self._aux_loss.detach()
 
     def _observe(self, logits_TE: Tensor, expert_TK: Tensor, valid_T: Tensor | None) -> None:
         weight_T = logits_TE.new_ones(logits_TE.shape[0]) if valid_T is None else valid_T.to(logits_TE.dtype)

@@ -48,12 +48,11 @@ class OptimizerSet:
             groups.append(group | {"splits": [r.splits for r in routes]} if owner == "muon" else group)
         return groups
 
-    def set_scale(self, scale: float) -> float:
-        """Set every learning rate to `scale` times its peak; returns that of the hidden matrices."""
+    def set_scale(self, scale: float) -> None:
+        """Set every learning rate to `scale` times its peak."""
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = scale * group["peak_lr"]
-        return scale * self._peaks[0]
 
     def step(self, found_inf: Tensor) -> None:
         """Update everything, or nothing when the device scalar `found_inf` is 1 (decided on the device, no wait)."""

@@ -52,7 +52,9 @@ def thin(points: Points, most: int = 800) -> Points:
     return kept
 
 
-def line_chart(title: str, lines: Sequence[Line], rules: Sequence[Rule] = (), *, unit: str = "", from_zero: bool = False) -> str:
+def line_chart(
+    title: str, lines: Sequence[Line], rules: Sequence[Rule] = (), *, unit: str = "", from_zero: bool = False
+) -> str:
     """The chart as one `<figure>`; says so when there is nothing to draw yet."""
     drawn = [line for line in lines if line.points]
     if not drawn:
@@ -100,9 +102,10 @@ class _Frame:
 
     def rule(self, rule: Rule) -> str:
         y = self.y(rule.value)
+        text = f"{escape(rule.label)} {rule.value:.3f}"
         return (
             f"<path class=rule d='M{LEFT} {y:.1f}H{WIDTH - RIGHT}'/>"
-            f"<text x={WIDTH - RIGHT - 4} y={y - 4:.1f} text-anchor=end class=quiet>{escape(rule.label)} {rule.value:.3f}</text>"
+            f"<text x={WIDTH - RIGHT - 4} y={y - 4:.1f} text-anchor=end class=quiet>{text}</text>"
         )
 
     def curve(self, line: Line) -> str:
@@ -110,8 +113,9 @@ class _Frame:
         path = "L".join(f"{self.x(x):.1f} {self.y(y):.1f}" for x, y in points)
         parts = [f"<path class='curve {line.style}' d='M{path}'/>"]
         if line.dots or len(points) == 1:
-            parts += [
-                f"<circle class={line.style} cx={self.x(x):.1f} cy={self.y(y):.1f} r=3><title>step {x:.0f}: {y:.4g}</title></circle>"
-                for x, y in points
-            ]
+            parts += [self._dot(line.style, x, y) for x, y in points]
         return "".join(parts)
+
+    def _dot(self, style: str, x: float, y: float) -> str:
+        tip = f"<title>step {x:.0f}: {y:.4g}</title>"
+        return f"<circle class={style} cx={self.x(x):.1f} cy={self.y(y):.1f} r=3>{tip}</circle>"

@@ -56,6 +56,7 @@ class Feature:
     def setup(self, ctx: Context) -> None: ...
     def on_batch(self, s: StepState) -> Work | None: ...
     def on_loss(self, s: StepState) -> Work | None: ...
+    def on_retry(self) -> None: ...
     def after_step(self, s: StepState) -> Work | None: ...
     def close(self) -> None: ...
     def state_dict(self) -> dict[str, Any]:
@@ -68,7 +69,7 @@ class FeatureSet:
     """Runs hooks in declared order; counts calls and effective calls, times, and names metrics `<feature>_<metric>`.
 
     `known` are the names that get `feature_X_*` columns even when the feature is off. Counters cover committed steps:
-    they live in the checkpoint.
+    they live in the checkpoint, and an attempt at a step that ran out of memory does not count.
     """
 
     def __init__(self, features: Iterable[Feature], known: Iterable[str] = ()) -> None:
@@ -77,6 +78,7 @@ class FeatureSet:
         self._calls = dict.fromkeys(self._known, 0)
         self._effective = dict.fromkeys(self._known, 0)
         self._pending: dict[str, Tensor] = {}  # effective calls that the device still holds
+        self._attempt: list[tuple[str, Work]] = []  # work of `on_loss`, counted when the attempt has succeeded
         self.seconds = {f.name: 0.0 for f in self._features}
 
     def setup(self, ctx: Context) -> None:
@@ -91,8 +93,21 @@ class FeatureSet:
             work = getattr(feature, hook)(s)
             self.seconds[feature.name] += time.perf_counter() - start
             if work is not None:
-                self._count(feature.name, work)
+                self._attempt.append((feature.name, work))
                 s.metrics.update({f"{feature.name}_{key}": value for key, value in work.metrics.items()})
+        if hook != "on_loss":
+            self._commit()
+
+    def retry(self) -> None:
+        """The same batch is trained again in smaller parts: forget what the failed attempt did."""
+        self._attempt.clear()
+        for feature in self._features:
+            feature.on_retry()
+
+    def _commit(self) -> None:
+        for name, work in self._attempt:
+            self._count(name, work)
+        self._attempt.clear()
 
     def _count(self, name: str, work: Work) -> None:
         self._calls[name] += work.calls

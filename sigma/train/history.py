@@ -23,8 +23,8 @@ class History:
 
     def series(self, kind: str, name: str) -> list[tuple[float, float]]:
         """(step, value) for each row of `kind` that has a number under `name`."""
-        pairs = [(row.get("step"), row.get(name)) for row in self.of_kind(kind)]
-        return [(float(s), float(v)) for s, v in pairs if _is_number(s) and _is_number(v)]
+        rows = [row for row in self.of_kind(kind) if _is_number(row.get("step")) and _is_number(row.get(name))]
+        return [(float(row["step"]), float(row[name])) for row in rows]
 
     def last(self, kind: str) -> Row:
         """The newest row of `kind`, or an empty one."""

@@ -203,7 +203,7 @@ class Trainer:
         with self.clock("eval"):
             row = self.evaluator.evaluate()
         self.log.write("eval", self.progress.step, row)
-        self.progress.note_validation(row["val_bpb"])
+        self.progress.val_bpb = row["val_bpb"]
 
     def _sample(self) -> None:
         with self.clock("sample"):
@@ -225,7 +225,7 @@ class Trainer:
         if row is None:
             return False
         self.log.write("eval", self.progress.step, row)
-        self.progress.note_validation(row["val_bpb"])
+        self.progress.val_bpb = row["val_bpb"]
         for name in self.features.idle(self.progress.step):
             self.log.event("feature_idle", self.progress.step, feature=name)
         return True

@@ -15,12 +15,6 @@ class Progress:
     step: int = 0
     tokens: int = 0
     val_bpb: float | None = None
-    best_val_bpb: float | None = None
-
-    def note_validation(self, val_bpb: float) -> None:
-        """Remember the newest validation, and the best."""
-        self.val_bpb = val_bpb
-        self.best_val_bpb = val_bpb if self.best_val_bpb is None else min(val_bpb, self.best_val_bpb)
 
     def state_dict(self) -> dict[str, Any]:
         """All fields."""

@@ -22,15 +22,21 @@ STYLE = """
 --c0:#2563eb;--c1:#d97706;--c2:#059669;--c3:#9333ea;--c4:#dc2626}
 @media(prefers-color-scheme:dark){:root{--fg:#e6e9ef;--bg:#14181f;--soft:#98a3b3;--line:#323a46;--card:#1c222b;
 --c0:#60a5fa;--c1:#fbbf24;--c2:#34d399;--c3:#c084fc;--c4:#f87171}}
-body{font:15px/1.5 system-ui,sans-serif;color:var(--fg);background:var(--bg);max-width:1380px;margin:2rem auto;padding:0 1.2rem}
+body{font:15px/1.5 system-ui,sans-serif;color:var(--fg);background:var(--bg);max-width:1380px;margin:2rem auto;
+padding:0 1.2rem}
 h1{margin:0}h2{margin:2.2rem 0 .6rem;font-size:1.15rem}.quiet,text{color:var(--soft);fill:var(--soft)}
-.tiles{display:flex;flex-wrap:wrap;gap:.8rem;margin:1.2rem 0}.tile{background:var(--card);border-radius:8px;padding:.6rem 1rem;min-width:8.5rem}
-.tile b{display:block;font-size:1.35rem}.charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(420px,1fr));gap:1rem}
-figure{margin:0;background:var(--card);border-radius:8px;padding:.7rem}figcaption{font-weight:600}svg{width:100%;height:auto}
+.tiles{display:flex;flex-wrap:wrap;gap:.8rem;margin:1.2rem 0}
+.tile{background:var(--card);border-radius:8px;padding:.6rem 1rem;min-width:8.5rem}
+.tile b{display:block;font-size:1.35rem}
+.charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(420px,1fr));gap:1rem}
+figure{margin:0;background:var(--card);border-radius:8px;padding:.7rem}
+figcaption{font-weight:600}svg{width:100%;height:auto}
 text{font:11px system-ui}.grid{stroke:var(--line);fill:none}.rule{stroke:var(--soft);stroke-dasharray:4 4;fill:none}
 .curve{fill:none;stroke-width:1.8}.legend span{margin-right:1rem;font-size:.85rem}
-table{border-collapse:collapse;font-size:.9rem}td,th{text-align:left;padding:.2rem .9rem .2rem 0;border-bottom:1px solid var(--line);vertical-align:top}
-td.n{text-align:right;font-variant-numeric:tabular-nums}pre{background:var(--card);padding:.8rem;border-radius:8px;white-space:pre-wrap;overflow-wrap:anywhere}
+table{border-collapse:collapse;font-size:.9rem}
+td,th{text-align:left;padding:.2rem .9rem .2rem 0;border-bottom:1px solid var(--line);vertical-align:top}
+td.n{text-align:right;font-variant-numeric:tabular-nums}
+pre{background:var(--card);padding:.8rem;border-radius:8px;white-space:pre-wrap;overflow-wrap:anywhere}
 .yes{color:var(--c2)}.no{color:var(--c4)}
 """ + "".join(
     f".curve.c{i}{{stroke:var(--c{i})}}circle.c{i}{{fill:var(--c{i})}}span.c{i}{{color:var(--c{i})}}" for i in range(5)
@@ -69,7 +75,8 @@ def render(run_dir: Path) -> str:
         "<h2>Configuration</h2>" + _text_file(run_dir / "resolved_args.txt"),
         "<h2>Versions and data</h2>" + _text_file(run_dir / "run_manifest.json"),
     ]
-    head = f"<!doctype html><html lang=en><meta charset=utf-8><title>SIGMA: {escape(run_dir.name)}</title><style>{STYLE}</style>"
+    title = f"<title>SIGMA: {escape(run_dir.name)}</title>"
+    head = f"<!doctype html><html lang=en><meta charset=utf-8>{title}<style>{STYLE}</style>"
     return head + "\n".join(body) + "</html>\n"
 
 
@@ -95,7 +102,11 @@ def _tiles(history: History, final: dict[str, Any]) -> str:
         ("memory, GB", _number(train.get("mem_gb"), ".2f")),
         ("skipped steps", _number(train.get("skipped_steps", 0), "d")),
     ]
-    return "<div class=tiles>" + "".join(f"<div class=tile>{escape(name)}<b>{value}</b></div>" for name, value in tiles) + "</div>"
+    return (
+        "<div class=tiles>"
+        + "".join(f"<div class=tile>{escape(name)}<b>{value}</b></div>" for name, value in tiles)
+        + "</div>"
+    )
 
 
 COMPARISONS = [
@@ -117,9 +128,8 @@ def _verdicts(final: dict[str, Any]) -> str:
     early, late = final.get("bpb_first_16"), final.get("bpb_from_128")
     if early is not None and late is not None:
         rows.append(f"<tr><td>positions below 16 of a window<td class=n>{early:.4f}<td></tr>")
-        rows.append(
-            f"<tr><td>positions from 128 (context helps by {early - late:.3f})<td class=n>{late:.4f}<td>{_verdict(early - late >= 0.1)}</tr>"
-        )
+        helped = f"positions from 128 (context helps by {early - late:.3f})"
+        rows.append(f"<tr><td>{helped}<td class=n>{late:.4f}<td>{_verdict(early - late >= 0.1)}</tr>")
     size = f"{final.get('val_bytes', 0):,} bytes of text that the training never saw, split off by document"
     return (
         f"<h2>Final validation</h2><p class=quiet>{size}.</p>"
@@ -147,7 +157,11 @@ def _charts(history: History, final: dict[str, Any]) -> Iterable[str]:
         ("Gradient norm", "train", ["grad_norm"]),
         ("Tokens per second", "train", ["core_tokens_per_s", "effective_tokens_per_s"]),
         ("Router: information in nats / ln E", "train", ["rib_retained_info", "rib_compression", "rib_collapse"]),
-        ("Differential attention: lambda", "train", ["diff_attn_lambda_mean", "diff_attn_lambda_min", "diff_attn_lambda_max"]),
+        (
+            "Differential attention: lambda",
+            "train",
+            ["diff_attn_lambda_mean", "diff_attn_lambda_min", "diff_attn_lambda_max"],
+        ),
         ("Memory, GB", "train", ["mem_gb"]),
     ):
         lines = [Line(name, history.series(kind, name), f"c{i}") for i, name in enumerate(names)]
@@ -172,7 +186,9 @@ def _events(history: History) -> str:
     lines = []
     for row in rows[-200:]:
         details = ", ".join(f"{k}: {v}" for k, v in row.items() if k not in hidden)
-        lines.append(f"<tr><td class=n>{row.get('step', '')}<td>{escape(str(row.get('event', '')))}<td>{escape(details)}</tr>")
+        lines.append(
+            f"<tr><td class=n>{row.get('step', '')}<td>{escape(str(row.get('event', '')))}<td>{escape(details)}</tr>"
+        )
     return f"<table><tr><th>step<th>event<th>details</tr>{''.join(lines)}</table>"
 
 
@@ -195,4 +211,5 @@ def _phases(history: History) -> str:
 def _text_file(path: Path) -> str:
     if not path.exists():
         return "<p class=quiet>Not written yet.</p>"
-    return f"<details><summary>{escape(path.name)}</summary><pre>{escape(path.read_text(encoding='utf-8'))}</pre></details>"
+    text = escape(path.read_text(encoding="utf-8"))
+    return f"<details><summary>{escape(path.name)}</summary><pre>{text}</pre></details>"

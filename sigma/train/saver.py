@@ -15,7 +15,7 @@ MODEL_GROUP = "model"
 class Saver:
     """Joins a store and a registry.
 
-    `progress` returns (tokens seen, latest validation loss or None); `on_event` receives what happened to checkpoints.
+    `progress` returns (tokens seen, latest `val_bpb` or None); `on_event` receives what happened to checkpoints.
     """
 
     def __init__(

@@ -73,6 +73,7 @@ class Stepper:
         clock: PhaseClock,
         *,
         on_loss: Callable[[StepState], None],
+        on_retry: Callable[[], None],
         on_event: OnEvent,
         forward: Callable[..., Any] | None = None,
     ) -> None:
@@ -82,6 +83,7 @@ class Stepper:
         self.micro_batch = settings.micro_batch
         self._clock = clock
         self._on_loss = on_loss
+        self._on_retry = on_retry
         self._on_event = on_event
         self._forward = model if forward is None else forward
         self._parameters = [p for p in model.parameters() if p.requires_grad]
@@ -111,14 +113,21 @@ class Stepper:
                         " close other programs that use the device"
                     ) from error
             # Outside the except block: the traceback would keep the activations of the failed attempt alive.
+            self._let_go(s)
             self._halve(s.step)
             rollback.restore()
+            self._on_retry()
 
-    def _halve(self, step: int) -> None:
+    def _let_go(self, s: StepState) -> None:
+        """Free what the failed attempt holds: its losses keep whole graphs alive, which the next one would add to."""
+        s.loss = None
+        self.model.drop_graph()  # pyright: ignore[reportCallIssue]
         self.optimizers.zero_grad()
         gc.collect()
         if self.settings.device.type == "cuda":
             torch.cuda.empty_cache()
+
+    def _halve(self, step: int) -> None:
         before, self.micro_batch = self.micro_batch, max(1, self.micro_batch // 2)
         self._on_event("micro_batch_halved", step=step, before=before, after=self.micro_batch)
 
@@ -165,6 +174,7 @@ class Stepper:
         try:
             yield
         finally:
+            self.model.drop_graph()  # pyright: ignore[reportCallIssue]
             rollback.restore()
 
     def _losses(self, forward: Callable[..., Any], batch: TensorBatch, rows: slice) -> tuple[Tensor, Tensor]:
@@ -217,4 +227,5 @@ class Stepper:
         self.micro_batch = min(self.settings.micro_batch, state["micro_batch"])
         self.skipped_total = torch.full_like(self.skipped_total, state["skipped_total"])
         self.skipped_in_row = torch.full_like(self.skipped_in_row, state["skipped_in_row"])
-        self.longest_skip = self.skipped_in_row.clone()
+        # of this process: else a run that stopped for its skips could not go on with the lower rate that it asks for
+        self.longest_skip = torch.zeros_like(self.skipped_in_row)

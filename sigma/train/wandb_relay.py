@@ -21,11 +21,13 @@ POLL_S = 1.0
 
 
 def start(run_dir: Path, mode: str, parent_pid: int) -> subprocess.Popen[bytes]:
-    """Start the side process (`mode` is `offline` or `online`). Its output goes to `wandb_relay.log` in the run folder."""
+    """Start the side process; `mode` is `offline` or `online`. It writes `wandb_relay.log` in the run folder."""
     log = (run_dir / LOG_NAME).open("ab")
     command = [sys.executable, "-m", "sigma.train.wandb_relay", str(run_dir), mode, str(parent_pid)]
     try:
-        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+        return subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
     finally:
         log.close()
 
@@ -73,7 +75,7 @@ def numbers(row: dict[str, Any]) -> dict[str, float]:
 
 def main(run_dir: Path, mode: str, parent_pid: int) -> None:
     """Relay until the run ends. wandb is imported only here."""
-    import wandb
+    import wandb  # pyright: ignore[reportMissingImports] - an optional extra
 
     run = wandb.init(project="sigma", name=run_dir.name, dir=str(run_dir), mode=mode, resume="allow", id=run_dir.name)
     for row in follow(run_dir / "metrics.jsonl", parent_pid):

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from sigma_kernels.rms_norm.op import rms_norm
 from torch import Tensor
+
+from sigma_kernels.rms_norm.op import rms_norm
 
 EPS = 1e-6
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from sigma_kernels import counters, dispatch
 from sigma_kernels.rms_norm.op import WIDEST, rms_norm
 from sigma_kernels.rms_norm.reference import rms_norm_reference
-
 from tests.kernels.compile_only import EVERY_CAPABILITY, compile_kernel
 from tests.kernels.rms_norm_cases import exact, make_inputs, run
 from tests.kernels.tolerance import assert_close

@@ -9,9 +9,10 @@ import torch
 import torch._functorch.config
 import torch.nn.functional as F
 from registry import Case, benchmark
+from torch import Tensor
+
 from sigma_kernels.rms_norm.op import rms_norm
 from sigma_kernels.rms_norm.reference import rms_norm_reference
-from torch import Tensor
 
 # Rows times width of a training step: the norm of a head, of the presets' layers, and two wider ones.
 SHAPES = [(1 << 20, 64), (65536, 768), (65536, 1024), (32768, 2048), (16384, 4096), (8192, 8192)]

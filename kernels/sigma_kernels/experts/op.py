@@ -214,15 +214,15 @@ class ExpertLinearFn(torch.autograd.Function):
                 if need_gate:
                     grad_gate = (grad_MK * _times(data_MK, _product(scale_M))).sum(-1).to(gate.dtype)
                 grad_x = _times(grad_MK, _product(gate))
-                grad_x = (_sum_choices(grad_x, rows) if ctx.gather else grad_x).to(x.dtype)
+                grad_x = (_sum_choices(grad_x, rows.inverse_M, rows.top_k) if ctx.gather else grad_x).to(x.dtype)
             if need_weight:
                 left_MN = _times(grad_MN, _product(scale_M, gate))
                 grad_weight = grouped.outer(left_MN, data_MK, used.shape[0]).to(ctx.weight_dtype)
         return grad_x, grad_weight, None, None, grad_gate, None, None, None
 
 
-def _sum_choices(y_MD: Tensor, rows: ExpertSort) -> Tensor:
-    return y_MD[rows.inverse_M].unflatten(0, (-1, rows.top_k)).sum(1)
+def _sum_choices(y_MD: Tensor, inverse_M: Tensor, top_k: int) -> Tensor:
+    return y_MD[inverse_M].unflatten(0, (-1, top_k)).sum(1)
 
 
 class CombineFn(torch.autograd.Function):
@@ -232,7 +232,7 @@ class CombineFn(torch.autograd.Function):
     def forward(ctx: Any, y_MD: Tensor, order_M: Tensor, inverse_M: Tensor, top_k: int) -> Tensor:
         ctx.save_for_backward(order_M)
         ctx.top_k = top_k
-        return y_MD[inverse_M].unflatten(0, (-1, top_k)).sum(1)
+        return _sum_choices(y_MD, inverse_M, top_k)
 
     @staticmethod
     @once_differentiable

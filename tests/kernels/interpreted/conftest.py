@@ -10,6 +10,7 @@ import os
 import numpy as np
 import pytest
 import torch
+
 from sigma_kernels import dispatch
 
 INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"

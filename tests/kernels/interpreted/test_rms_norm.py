@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from sigma_kernels import counters, dispatch
 from sigma_kernels.rms_norm.op import rms_norm
-
 from tests.kernels.rms_norm_cases import EPS, Inputs, exact, make_inputs, run
 from tests.kernels.tolerance import assert_close
 

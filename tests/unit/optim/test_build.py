@@ -89,7 +89,7 @@ def test_a_skipped_step_leaves_weights_and_state(optimizer: str) -> None:
 
 def test_scale_reaches_every_group() -> None:
     optimizers = make()
-    assert optimizers.set_scale(0.5) == 0.5 * TRAIN.lr
+    optimizers.set_scale(0.5)
     rates = {group["lr"] for o in optimizers.optimizers for group in o.param_groups}
     assert rates == {0.5 * TRAIN.lr, 0.5 * TRAIN.adam_lr}
 

@@ -54,6 +54,9 @@ class TinyModel(nn.Module):
     def aux_loss(self) -> Tensor:
         return self._aux
 
+    def drop_graph(self) -> None:
+        self._aux = None
+
     def metrics(self) -> dict[str, Tensor]:
         return {"router_temperature": self.bias + 1}
 

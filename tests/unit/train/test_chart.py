@@ -1,5 +1,5 @@
+import itertools
 import math
-import xml.etree.ElementTree as ElementTree
 
 import pytest
 
@@ -11,7 +11,7 @@ def test_ticks_are_round_and_inside_the_range(low, high):
     ticks = nice_ticks(low, high)
     assert 2 <= len(ticks) <= 12
     assert all(low - 1e-9 <= t <= high + 1e-9 for t in ticks)
-    steps = {round(b - a, 12) for a, b in zip(ticks, ticks[1:], strict=False)}
+    steps = {round(b - a, 12) for a, b in itertools.pairwise(ticks)}
     assert max(steps) - min(steps) <= 1e-9 * max(abs(high), 1)
 
 
@@ -44,4 +44,6 @@ def test_no_points_says_so():
 
 
 def test_constant_values_do_not_divide_by_zero():
-    assert math.isfinite(float(line_chart("x", [Line("a", [(1, 0.0), (2, 0.0)], "c0")]).split("M")[1].split()[0].rstrip("H")))
+    assert math.isfinite(
+        float(line_chart("x", [Line("a", [(1, 0.0), (2, 0.0)], "c0")]).split("M")[1].split()[0].rstrip("H"))
+    )

@@ -54,6 +54,28 @@ def test_work_is_counted_and_nothing_else() -> None:
     assert counters(features) == (6, 4)
 
 
+def test_work_of_a_failed_attempt_does_not_count() -> None:
+    class Weigher(Feature):
+        name = "weigher"
+        retries = 0
+
+        def on_loss(self, s: StepState) -> Work:
+            return Work(1, 1)
+
+        def on_retry(self) -> None:
+            self.retries += 1
+
+    weigher = Weigher()
+    features = FeatureSet([weigher])
+    for _ in range(3):
+        features.run("on_loss", StepState(1, None))
+    features.retry()
+    features.run("on_loss", StepState(1, None))
+    features.run("after_step", StepState(1, None))
+    assert counters(features, "weigher") == (1, 1)
+    assert weigher.retries == 1
+
+
 def test_metrics_carry_the_name_of_the_feature() -> None:
     s = StepState(2, None)
     FeatureSet([Worker()]).run("after_step", s)

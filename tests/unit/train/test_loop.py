@@ -86,7 +86,7 @@ def assemble(tiny: Any, config: RunConfig, judge: Judge) -> Trainer:
     optimizers = build_optimizers(dict(model.named_parameters()), model.parameter_roles(), config.train)
     log, clock, features = MetricsLog(run_dir), make_clock(CPU), FeatureSet([Counting()])
     settings = StepSettings(CPU, bf16=False, micro_batch=6, grad_clip=config.train.grad_clip)
-    stepper = Stepper(model, optimizers, settings, clock, on_loss=lambda s: None, on_event=log.event)
+    stepper = Stepper(model, optimizers, settings, clock, on_loss=lambda s: None, on_retry=features.retry, on_event=log.event)
     meter, progress, registry = IntervalMeter(CPU), Progress(), StateRegistry()
     registry.register_tensors("model", model.state_dict, model.load_state_dict)
     registry.register_tensors("optim", optimizers.tensors, optimizers.load_tensors)

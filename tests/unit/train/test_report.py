@@ -8,7 +8,15 @@ from sigma.train.report import ReportError, render, write_report
 @pytest.fixture
 def run_dir(tmp_path):
     rows = [
-        {"kind": "train", "step": s, "seg": 0, "loss": 5 - s / 10, "train_bpb": 3 - s / 20, "phase_data_s": 1.0, "phase_forward_s": 3.0}
+        {
+            "kind": "train",
+            "step": s,
+            "seg": 0,
+            "loss": 5 - s / 10,
+            "train_bpb": 3 - s / 20,
+            "phase_data_s": 1.0,
+            "phase_forward_s": 3.0,
+        }
         for s in range(1, 11)
     ]
     rows.append({"kind": "event", "step": 4, "seg": 0, "event": "micro_batch_halved", "rows": 4})
@@ -19,7 +27,7 @@ def run_dir(tmp_path):
 
 
 def test_a_folder_without_metrics_is_refused(tmp_path):
-    with pytest.raises(ReportError, match="metrics.jsonl"):
+    with pytest.raises(ReportError, match=r"metrics\.jsonl"):
         write_report(tmp_path)
 
 
@@ -41,7 +49,14 @@ def test_events_and_phase_shares_are_shown(run_dir):
 
 
 def test_the_verdict_follows_the_numbers(run_dir):
-    final = {"val_bpb": 2.0, "val_bytes": 1000, "gzip_bpb": 2.5, "xz_bpb": 1.9, "bpb_first_16": 2.6, "bpb_from_128": 1.8}
+    final = {
+        "val_bpb": 2.0,
+        "val_bytes": 1000,
+        "gzip_bpb": 2.5,
+        "xz_bpb": 1.9,
+        "bpb_first_16": 2.6,
+        "bpb_from_128": 1.8,
+    }
     (run_dir / "final.json").write_text(json.dumps(final))
     page = render(run_dir)
     assert page.count("class=yes") == 2  # gzip, context

@@ -25,6 +25,7 @@ def make(tiny: Any) -> Callable[..., Stepper]:
     def build(optimizer: str = "muon", **changes: Any) -> Stepper:
         model = tiny.Model()
         events: list[tuple[str, dict[str, Any]]] = []
+        retries: list[int] = []
         optimizers = build_optimizers(
             dict(model.named_parameters()), model.parameter_roles(), replace(TRAIN, optimizer=optimizer)
         )
@@ -34,9 +35,10 @@ def make(tiny: Any) -> Callable[..., Stepper]:
             replace(SETTINGS, **changes),
             PhaseClock(HostTimeline()),
             on_loss=lambda s: None,
+            on_retry=lambda: retries.append(1),
             on_event=lambda event, **details: events.append((event, details)),
         )
-        stepper.events = events  # pyright: ignore[reportAttributeAccessIssue]
+        stepper.events, stepper.retries = events, retries  # pyright: ignore[reportAttributeAccessIssue]
         return stepper
 
     return build
@@ -160,6 +162,7 @@ def test_out_of_memory_halves_the_micro_batch_and_trains_the_same_batch(make: An
         ("micro_batch_halved", {"step": 1, "before": 6, "after": 3}),
         ("micro_batch_halved", {"step": 1, "before": 3, "after": 1}),
     ]
+    assert stepper.retries == [1, 1]
     reference.train(StepState(1, batch), 1.0)
     assert same(snapshot(stepper), snapshot(reference))
 
@@ -212,6 +215,16 @@ def test_the_micro_batch_of_the_checkpoint_is_kept(make: Any) -> None:
     stepper = make()
     stepper.load_state_dict({"micro_batch": 3, "skipped_total": 5, "skipped_in_row": 2})
     assert stepper.state_dict() == {"micro_batch": 3, "skipped_total": 5, "skipped_in_row": 2}
+
+
+def test_skips_before_a_resume_stop_it_only_if_they_go_on(make: Any, tiny: Any) -> None:
+    """Else nobody could resume with the lower learning rate that the error asks for."""
+    for poison, longest in ((False, 0), (True, 10)):
+        stepper = make()
+        stepper.load_state_dict({"micro_batch": 6, "skipped_total": 9, "skipped_in_row": 9})
+        stepper.model.poison = poison
+        stepper.train(StepState(1, tiny.batch()), 1.0)
+        assert stepper.longest_skip.item() == longest
 
 
 def test_bf16_changes_the_arithmetic_and_not_the_weights_dtype(make: Any, tiny: Any) -> None:
