@@ -81,9 +81,8 @@ def _build(
     model.to(device)  # pyright: ignore[reportArgumentType] - transformers wraps it without a type
     optimizers = build_optimizers(dict(model.named_parameters()), model.parameter_roles(), config.train)
     data = stream_of(config, tokenizer)
-    log, progress = MetricsLog(run_dir, listeners), Progress()
-    # side by side: the phases of the first row are to add up to its wall time too
-    clock = make_clock(device)
+    log, clock, progress = MetricsLog(run_dir, listeners), make_clock(device), Progress()
+    # right behind the clock: the phases of the first row are to add up to its wall time too
     speed = SpeedMeter(train_flops_per_token(model, config.data.seq_len or 1), peak_flops(device))
     features = FeatureSet(features_of(config), FEATURE_NAMES)
     stepper = build_stepper(config, model, optimizers, clock, features, log)

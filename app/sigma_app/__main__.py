@@ -58,7 +58,7 @@ def end(error: BaseException, session: Session) -> int:
     if isinstance(error, KeyboardInterrupt):
         print("sigma: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
-    if isinstance(error, BrokenPipeError) and session.run_dir is None:  # `sigma --help | head`
+    if isinstance(error, BrokenPipeError) and session.log is None and session.run_dir is None:  # `sigma --help | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
     known = isinstance(error, SigmaError)

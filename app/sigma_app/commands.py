@@ -24,7 +24,8 @@ _USAGE = f"""SIGMA {VERSION}: trains a hybrid Mamba-3 / attention language model
   sigma train [@FILE] [--flag value ...]         train; the command line wins over the file
   sigma explain-config [@FILE] [--flag ...]      every value and where it comes from; trains nothing
   sigma doctor [@FILE] [--flag ...]              can this machine train? findings and remedies
-  sigma generate --run DIR --prompt TEXT         complete a text [--tokens N --temperature X --top-k N --seed N]
+  sigma generate --run DIR --prompt TEXT         complete a text
+                                                 [--tokens N --temperature X --top-k N --seed N --device D]
   sigma report --run DIR                         write DIR/report.html again
   sigma --help | --version
 
@@ -95,10 +96,11 @@ def generate(argv: Sequence[str], session: Session) -> int:
     if not (options.run / RESOLVED_NAME).is_file():
         raise ConfigError(f"--run {options.run}: no {RESOLVED_NAME} there; give the output folder of a run")
     session.prepare()
+    from sigma_app.console import visible
     from sigma_app.generate import complete
 
     values = asdict(options)
-    session.say(complete(values.pop("run"), values.pop("prompt"), **values))
+    session.say(visible(complete(values.pop("run"), values.pop("prompt"), **values), keep="\n\t"))
     return 0
 
 

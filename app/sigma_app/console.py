@@ -1,6 +1,7 @@
 """What a person sees of a run: lines for every row of metrics, and a progress bar on a terminal.
 
-Fed with the rows that go to metrics.jsonl. Plain lines when the output is not a terminal or NO_COLOR is set.
+Fed with the rows that go to metrics.jsonl. Plain lines when the output is not a terminal, or one that
+cannot redraw (TERM=dumb), or when NO_COLOR is set.
 """
 
 from __future__ import annotations
@@ -13,8 +14,11 @@ from typing import Any, TextIO
 from rich.console import Console as RichConsole
 from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Column
 
 Row = Mapping[str, Any]
+WIDTH_WITH_BAR = 120
+LAST_STEP = "all steps are done: saving, then validating on all held-out text, which can take minutes"
 
 
 class Console:
@@ -25,17 +29,14 @@ class Console:
         self._steps = 0
         self._progress: Progress | None = None
         self._live: Live | None = None
-        if self._stream.isatty() and not environment.get("NO_COLOR"):
+        if self._stream.isatty() and not environment.get("NO_COLOR") and environment.get("TERM") != "dumb":
             self._start_bar()
 
     def _start_bar(self) -> None:
         rich = RichConsole(file=self._stream, highlight=False, markup=False)
-        columns = (
-            TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
-            BarColumn(),
-            TextColumn("{task.description}"),
-        )
-        self._progress = Progress(*columns, console=rich, auto_refresh=False)
+        numbers = TextColumn("step {task.completed:.0f}/{task.total:.0f}  {task.description}", table_column=Column())
+        bar = (BarColumn(),) if rich.width >= WIDTH_WITH_BAR else ()  # the numbers must not be cut for it
+        self._progress = Progress(*bar, numbers, console=rich, auto_refresh=False)
         self._task = self._progress.add_task("", total=None, visible=False)
         # Redrawn with each row only: a copy of the output in a log file stays readable.
         self._live = Live(
@@ -60,10 +61,11 @@ class Console:
                 self._task, total=self._steps, completed=row["step"], description=train_text(row), visible=True
             )
             self._live.refresh()
-            return
-        describe = DESCRIPTIONS[row["kind"]]
-        for line in describe(row, self._steps):
-            self._print(line)
+        else:
+            for line in DESCRIPTIONS[row["kind"]](row, self._steps):
+                self._print(line)
+        if row["kind"] == "train" and row["step"] == self._steps:
+            self._print(LAST_STEP)
 
     def _print(self, line: str) -> None:
         if self._live is not None:
@@ -81,16 +83,20 @@ def startup_lines(row: Row, steps: int) -> list[str]:
         f"model       {row['parameters']:,} parameters, {row['active_parameters']:,} active per token",
         f"batch       {row['batch_size']} rows of {row['seq_len']} tokens, {row['micro_batch_size']} at a time",
         *row["routing"],
+    ]
+    if resumed and resumed >= steps:
+        return [*lines, f"all {steps} steps are done; the final validation is left"]
+    return [
+        *lines,
         f"continues after step {resumed} of {steps}" if resumed else f"starts at step 1 of {steps}",
-        f"first row after {row['log_interval']} steps (with the time left),"
-        f" {_first('validation', row['eval_interval'])}, {_first('text sample', row['sample_interval'])};"
+        f"{_when('progress with the time left', row['log_interval'], steps)},"
+        f" {_when('validation', row['eval_interval'], steps)}, {_when('text sample', row['sample_interval'], steps)};"
         " Ctrl+C saves and stops",
     ]
-    return lines
 
 
-def _first(what: str, interval: int) -> str:
-    return f"{what} every {interval}" if interval else f"{what} at the end"
+def _when(what: str, interval: int, steps: int) -> str:
+    return f"{what} every {interval} steps" if 0 < interval < steps else f"{what} at the end"
 
 
 def train_text(row: Row) -> str:
@@ -117,13 +123,20 @@ def eval_lines(row: Row, steps: int) -> list[str]:
 
 
 def sample_lines(row: Row, steps: int) -> list[str]:
-    text = (row["prompts"][0] + row["texts"][0]).replace("\n", " ")
+    text = visible((row["prompts"][0] + row["texts"][0]).replace("\n", " "))
     return [f"sample at step {row['step']} ({row['file']}): {text[:160]}"]
 
 
+def visible(text: str, keep: str = "") -> str:
+    """`text` with a mark for every character that would steer the terminal, except those in `keep`."""
+    return "".join(c if c.isprintable() or c in keep else "\ufffd" for c in text)
+
+
 def event_lines(row: Row, steps: int) -> list[str]:
+    if row["event"] == "checkpoint_deleted":  # retention at work, after every save
+        return []
     hidden = {"kind", "step", "seg", "t", "event"}
-    details = ", ".join(f"{key} {value}" for key, value in row.items() if key not in hidden)
+    details = ", ".join(f"{key} {value}" for key, value in row.items() if key not in hidden and value != "")
     return [f"note at step {row['step']}: {row['event'].replace('_', ' ')}{': ' if details else ''}{details}"]
 
 

@@ -93,7 +93,7 @@ class _Frame:
             y = self.y(value)
             parts.append(f"<path class=grid d='M{LEFT} {y:.1f}H{WIDTH - RIGHT}'/>")
             parts.append(f"<text x={LEFT - 6} y={y + 4:.1f} text-anchor=end>{value:.6g}</text>")
-        for value in nice_ticks(self.x_low, self.x_high):
+        for value in sorted({float(round(tick)) for tick in nice_ticks(self.x_low, self.x_high)}):  # steps are whole
             parts.append(f"<text x={self.x(value):.1f} y={HEIGHT - 14} text-anchor=middle>{value:.6g}</text>")
         parts.append(f"<text x={WIDTH - RIGHT} y={HEIGHT - 1} text-anchor=end class=quiet>step</text>")
         if unit:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sigma.core.files import write_atomic
-from sigma.core.strict_json import dumps, load_file
+from sigma.core.strict_json import StrictJsonError, dumps, load_file
 from sigma.data.baselines import bigram_bpb, gzip_bpb, xz_bpb
 from sigma.data.stream import BatchStream
 from sigma.data.validation import Validation, ValidationBatch
@@ -78,7 +78,11 @@ class Evaluator:
 
     def is_final(self, step: int) -> bool:
         """Whether `final.json` is about the model after `step`."""
-        return self._path.exists() and load_file(self._path).get("step") == step
+        try:
+            final = load_file(self._path)
+        except (FileNotFoundError, StrictJsonError):  # a damaged file is written again by another validation
+            return False
+        return isinstance(final, dict) and final.get("step") == step
 
     def forget_final(self) -> None:
         """Remove `final.json` of an earlier run."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 Row = dict[str, Any]
+HISTORY = ("event", "startup")
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,8 @@ def _is_number(value: Any) -> bool:
 
 
 def read_history(path: Path) -> History:
-    """Parse `path`. A resumed run writes its steps again in a higher segment: only the newest row of a step counts.
+    """Parse `path`. A start supersedes the measurements after the step that it continues from, all of them if it starts
+    anew: that work was lost or set aside.
 
     Events and start-up rows are kept from every segment, because they are history and not measurements.
     """
@@ -55,7 +57,10 @@ def read_history(path: Path) -> History:
             torn += 1
             continue
         kind = row.get("kind")
-        key = (kind, row.get("step"), number) if kind in ("event", "startup") else (kind, row.get("step"))
+        if kind == "startup":
+            first = row.get("checkpoint_resume_step") or 0
+            newest = {k: r for k, r in newest.items() if k[0] in HISTORY or (r.get("step") or 0) <= first}
+        key = (kind, row.get("step"), number) if kind in HISTORY else (kind, row.get("step"))
         if key not in newest or row.get("seg", 0) >= newest[key].get("seg", 0):
             newest[key] = row
     rows = sorted(newest.values(), key=lambda row: (row.get("step") or 0, row.get("t") or 0))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -66,6 +66,7 @@ class Trainer:
     last_row: dict[str, Any] = field(default_factory=dict)
     last_records: tuple[Any, ...] = ()
     saved_step: int | None = None
+    announced: bool = False
 
     def run(self) -> Outcome:
         """Train until the last step or a stop request. Either way the last finished step is in a checkpoint.
@@ -77,6 +78,9 @@ class Trainer:
         try:
             with self.stop:
                 return self._run()
+        except Exception:
+            self._note_crash()
+            raise
         finally:
             self.close()
 
@@ -146,6 +150,13 @@ class Trainer:
         if self.startup["torch_compile_enabled"] and not self.startup["torch_compile_active"]:
             self.log.event("torch_compile_ignored", step, reason="--torch-compile works on CUDA only")
         self._write_status("running")
+        self.announced = True
+
+    def _note_crash(self) -> None:
+        """Leave `crashed` in status.json, if this start had begun to write there."""
+        if self.announced:
+            with suppress(OSError):  # a full disk must not hide why the run ended
+                self._write_status("crashed")
 
     def _step(self) -> None:
         with self.clock("data"):

@@ -10,17 +10,21 @@ from pathlib import Path
 from typing import Any
 
 from sigma.config.root import RunConfig
+from sigma.core.errors import ConfigError
 from sigma.core.files import write_atomic
-from sigma.core.strict_json import dumps, load_file
+from sigma.core.strict_json import StrictJsonError, dumps, load_file
 from sigma.train.crash_facts import versions
 
 FILE_NAME = "run_manifest.json"
 
 
 def write_manifest(run_dir: Path, config: RunConfig, hashes: Mapping[str, str], device: str, step: int) -> None:
-    """Create the manifest, or add this start to it; `hashes` identify the corpus and the tokenizer."""
+    """Create the manifest, or add this start to it; `hashes` identify the corpus and the tokenizer.
+
+    Raises ConfigError when the file is damaged.
+    """
     path = run_dir / FILE_NAME
-    manifest: dict[str, Any] = load_file(path) if path.exists() else {"starts": []}
+    manifest = _read(path) if path.exists() else {"starts": []}
     start = {
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "step": step,
@@ -31,6 +35,17 @@ def write_manifest(run_dir: Path, config: RunConfig, hashes: Mapping[str, str], 
     manifest |= {"config": dataclasses.asdict(config), "hashes": dict(hashes)}
     manifest["starts"].append(start)
     write_atomic(path, (dumps(manifest, indent=2) + "\n").encode())
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        manifest = load_file(path)
+        if isinstance(manifest, dict) and isinstance(manifest.get("starts"), list):
+            return manifest
+        problem = "no list of starts in it"
+    except StrictJsonError as error:
+        problem = str(error).removeprefix(f"{path}: ")
+    raise ConfigError(f"{path}: damaged ({problem}); delete it, the run continues without its earlier starts")
 
 
 def git_commit(root: Path = Path(__file__).parents[2]) -> str | None:

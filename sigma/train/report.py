@@ -7,6 +7,7 @@ Reads only the files of the run folder (`metrics.jsonl`, `final.json`, `samples/
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterable
 from html import escape
 from pathlib import Path
@@ -32,7 +33,7 @@ h1{margin:0}h2{margin:2.2rem 0 .6rem;font-size:1.15rem}.quiet,text{color:var(--s
 figure{margin:0;background:var(--card);border-radius:8px;padding:.7rem}
 figcaption{font-weight:600}svg{width:100%;height:auto}
 text{font:11px system-ui}.grid{stroke:var(--line);fill:none}.rule{stroke:var(--soft);stroke-dasharray:4 4;fill:none}
-.curve{fill:none;stroke-width:1.8}.legend span{margin-right:1rem;font-size:.85rem}
+.curve{fill:none;stroke-width:1.8}.legend{display:flex;flex-wrap:wrap;gap:0 1rem;font-size:.85rem}
 table{border-collapse:collapse;font-size:.9rem}
 td,th{text-align:left;padding:.2rem .9rem .2rem 0;border-bottom:1px solid var(--line);vertical-align:top}
 td.n{text-align:right;font-variant-numeric:tabular-nums}
@@ -61,17 +62,19 @@ def write_report(run_dir: Path) -> Path:
 def render(run_dir: Path) -> str:
     """The page as text."""
     history = read_history(run_dir / "metrics.jsonl")
-    final = _read_json(run_dir / "final.json")
     status = _read_json(run_dir / "status.json")
+    final = _read_json(run_dir / "final.json")
+    if "step" in status and final.get("step") != status["step"]:  # about the model before the run was continued
+        final = {}
     body = [
         f"<h1>SIGMA run: {escape(run_dir.name)}</h1>",
-        f"<p class=quiet>State: {escape(str(status.get('state', 'unknown')))}.</p>",
+        f"<p class=quiet>{escape(_state(status))}</p>",
         _tiles(history, final),
         _verdicts(final),
         "<h2>Curves</h2><div class=charts>" + "".join(_charts(history, final)) + "</div>",
-        "<h2>Text samples</h2>" + _samples(run_dir / "samples"),
+        "<h2>Text samples</h2>" + _samples([run_dir / str(row["file"]) for row in history.of_kind("sample")]),
         "<h2>Events</h2>" + _events(history),
-        "<h2>Where the time went</h2>" + _phases(history),
+        "<h2>Where the time went</h2>" + _phases(history, final),
         "<h2>Configuration</h2>" + _text_file(run_dir / "resolved_args.txt"),
         "<h2>Versions and data</h2>" + _text_file(run_dir / "run_manifest.json"),
     ]
@@ -81,10 +84,20 @@ def render(run_dir: Path) -> str:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    if not path.exists():
+    """The object in `path`; an empty one when there is none, or when the file was damaged."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
         return {}
-    value = json.loads(path.read_text(encoding="utf-8"))
     return value if isinstance(value, dict) else {}
+
+
+def _state(status: dict[str, Any]) -> str:
+    """Where the run stood when status.json was written: a killed process could not write that it ended."""
+    if not {"state", "step", "steps", "updated"} <= status.keys():
+        return "State: unknown."
+    updated = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(status["updated"]))
+    return f"State at {updated} UTC: {status['state']}, step {status['step']} of {status['steps']}."
 
 
 def _number(value: Any, form: str = ".3f") -> str:
@@ -95,7 +108,7 @@ def _tiles(history: History, final: dict[str, Any]) -> str:
     train = history.last("train")
     tiles = [
         ("validation, bits per byte", _number(final.get("val_bpb", history.last("eval").get("val_bpb")))),
-        ("training loss, nats", _number(train.get("loss_ema", train.get("loss")))),
+        ("training loss, nats (smoothed)", _number(train.get("loss_ema", train.get("loss")))),
         ("steps", _number(train.get("step"), ",d")),
         ("tokens", _number(train.get("tokens_seen_total"), ",d")),
         ("tokens/s", _number(train.get("effective_tokens_per_s"), ",.0f")),
@@ -168,8 +181,8 @@ def _charts(history: History, final: dict[str, Any]) -> Iterable[str]:
         yield line_chart(title, lines)
 
 
-def _samples(folder: Path, most: int = 6) -> str:
-    files = sorted(folder.glob("*.txt")) if folder.is_dir() else []
+def _samples(paths: list[Path], most: int = 6) -> str:
+    files = [path for path in paths if path.is_file()]
     if not files:
         return "<p class=quiet>No sample yet.</p>"
     chosen = files if len(files) <= most else [files[round(i * (len(files) - 1) / (most - 1))] for i in range(most)]
@@ -179,25 +192,28 @@ def _samples(folder: Path, most: int = 6) -> str:
 
 
 def _events(history: History) -> str:
-    rows = history.of_kind("event")
+    rows = [row for row in history.of_kind("event") if row.get("event") != "checkpoint_deleted"]  # retention at work
     if not rows:
         return "<p class=quiet>None: no restart, skipped step or fallback.</p>"
     hidden = {"v", "run", "kind", "step", "seg", "t", "event"}
     lines = []
     for row in rows[-200:]:
-        details = ", ".join(f"{k}: {v}" for k, v in row.items() if k not in hidden)
+        details = ", ".join(f"{k}: {v}" for k, v in row.items() if k not in hidden and v != "")
         lines.append(
             f"<tr><td class=n>{row.get('step', '')}<td>{escape(str(row.get('event', '')))}<td>{escape(details)}</tr>"
         )
     return f"<table><tr><th>step<th>event<th>details</tr>{''.join(lines)}</table>"
 
 
-def _phases(history: History) -> str:
+def _phases(history: History, final: dict[str, Any]) -> str:
+    """Seconds of each phase up to the last training row, and of the final validation after it."""
     totals: dict[str, float] = {}
     for row in history.of_kind("train"):
         for name, value in row.items():
             if name.startswith("phase_") and name.endswith("_s") and isinstance(value, int | float):
                 totals[name[6:-2]] = totals.get(name[6:-2], 0.0) + value
+    if "val_s" in final:
+        totals["final validation"] = final["val_s"]
     whole = sum(totals.values())
     if not whole:
         return "<p class=quiet>Nothing measured yet.</p>"

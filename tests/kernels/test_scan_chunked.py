@@ -26,6 +26,10 @@ SHAPES = [
 ]
 
 
+# The sizes of trained layers, too, in few steps.
+SHAPES += [Shape(B=1, T=5, H=2, P=p, N=n, R=2, S=n // 4, G=1) for p in (32, 64, 128) for n in (64, 128, 256)]
+
+
 @pytest.mark.parametrize("with_state", [False, True], ids=["from zero", "from a state"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_chunked_equals_sequential_in_values_and_every_gradient(shape, with_state):

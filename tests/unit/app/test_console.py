@@ -53,6 +53,35 @@ def test_the_start_says_device_folder_size_and_when_to_expect_what() -> None:
         assert part in text
 
 
+def test_what_comes_less_often_than_the_run_is_long_is_announced_for_the_end() -> None:
+    text = shown(STARTUP | {"steps": 8})
+    assert "progress with the time left at the end, validation at the end" in text
+
+
+def test_a_start_after_the_last_step_says_that_only_the_validation_is_left() -> None:
+    text = shown(STARTUP | {"checkpoint_resume_step": 500})
+    assert "the final validation is left" in text
+    assert "continues after" not in text
+
+
+@pytest.mark.parametrize("stream", [io.StringIO, Terminal], ids=["plain", "terminal"])
+def test_the_wait_for_the_final_validation_is_announced(stream: type[io.StringIO]) -> None:
+    assert "validating on all held-out text" in shown(STARTUP, TRAIN | {"step": 500}, stream=stream())
+    assert "validating" not in shown(STARTUP, TRAIN, stream=stream())
+
+
+def test_a_sample_cannot_steer_the_terminal() -> None:
+    sample = {"kind": "sample", "step": 5, "file": "a.txt", "prompts": ["The "], "texts": ["\x1b[2Jc\rat\x07 é"]}
+    assert shown(STARTUP, sample).splitlines()[-1].endswith("The \ufffd[2Jc\ufffdat\ufffd é")
+
+
+def test_retention_is_silent_and_an_empty_detail_is_left_out() -> None:
+    event = {"kind": "event", "step": 6, "event": "checkpoint_deleted", "checkpoint": "step-1", "detail": ""}
+    assert shown(STARTUP, event) == shown(STARTUP)
+    last = shown(STARTUP, event | {"event": "checkpoint_torn_removed"}).splitlines()[-1]
+    assert last == "note at step 6: checkpoint torn removed: checkpoint step-1"
+
+
 def test_a_resumed_start_says_from_where() -> None:
     assert "continues after step 90 of 500" in shown(STARTUP | {"checkpoint_resume_step": 90})
 
@@ -71,6 +100,19 @@ def test_no_color_gives_plain_lines_on_a_terminal() -> None:
     text = shown(STARTUP, TRAIN, stream=Terminal(), environment={"NO_COLOR": "1"})
     assert "\x1b" not in text
     assert "step 120/500  loss" in text
+
+
+def test_a_terminal_that_cannot_redraw_gets_plain_lines() -> None:
+    assert shown(STARTUP, TRAIN, stream=Terminal(), environment={"TERM": "dumb"}) == shown(STARTUP, TRAIN)
+
+
+@pytest.mark.parametrize("columns", [40, 80, 120, 200])
+def test_a_narrow_terminal_still_gets_every_number(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setenv("TERM", "xterm")
+    text = " ".join(shown(STARTUP, TRAIN, stream=Terminal()).split())
+    for part in ("step 120/500", "loss 4.5678", "bpb 2.1000", "2,346 tok/s", "left 3m12s"):
+        assert part in text
 
 
 def test_a_terminal_gets_a_bar_with_the_same_numbers() -> None:

@@ -5,13 +5,15 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
 from sigma.config.explain import ARGS_FILE_NAME
 from sigma.core.errors import MissingRequirementError, SigmaError
 from sigma.core.lock import RunLockedError
-from sigma_app.__main__ import main
+from sigma_app.__main__ import end, main
+from sigma_app.session import Session
 
 DATA = Path(__file__).parents[2] / "data"
 
@@ -221,3 +223,10 @@ def test_signals_are_left_as_they_were(trainer):
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     main(["--device", "cpu"])
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+def test_a_training_whose_output_nobody_reads_any_more_is_no_success(capsys: pytest.CaptureFixture[str]) -> None:
+    session = Session(("train",), crash_report=False)
+    session.log = cast("Any", object())
+    assert end(BrokenPipeError(), session) == 1
+    assert "BrokenPipeError" in capsys.readouterr().err

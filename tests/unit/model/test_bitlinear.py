@@ -22,14 +22,6 @@ from sigma_kernels import counters
 from sigma_kernels.bitlinear.op import quantize_weight
 
 
-@pytest.fixture(autouse=True)
-def _empty_counters():
-    before = counters.snapshot()
-    counters.load({})
-    yield
-    counters.load(before)
-
-
 def ternary(width: int = 12, out: int = 8, **options) -> BitLinear:
     layer = BitLinear(width, out, quant_mode="bitnet_1_58", **options)
     layer.reset_parameters(torch.Generator().manual_seed(0))

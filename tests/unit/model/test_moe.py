@@ -12,14 +12,6 @@ from sigma.model.moe import MoE, relu2_gate
 from sigma_kernels import counters
 
 
-@pytest.fixture(autouse=True)
-def _empty_counters():
-    before = counters.snapshot()
-    counters.load({})
-    yield
-    counters.load(before)
-
-
 def make(mode: str = "none", **options) -> MoE:
     sizes = {"hidden_size": 12, "intermediate_size": 8, "n_routed_experts": 5, "num_experts_per_tok": 2}
     moe = MoE(SigmaConfig(quant_mode=mode, **(sizes | {"num_hidden_layers": 2} | options)))

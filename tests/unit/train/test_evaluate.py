@@ -142,6 +142,8 @@ def test_the_final_row_is_in_final_json_with_its_baselines(tmp_path: Path) -> No
     assert saved["witten_bell_tokens"] == 9
     assert evaluator.is_final(3)
     assert not evaluator.is_final(4)
+    (tmp_path / "final.json").write_text("{")
+    assert not evaluator.is_final(3)
     evaluator.forget_final()
     assert not evaluator.is_final(3)
 

@@ -36,3 +36,17 @@ def test_a_missing_value_is_left_out_of_a_series(tmp_path):
 
 def test_no_file_is_an_empty_history(tmp_path):
     assert read_history(tmp_path / "none.jsonl").rows == []
+
+
+def test_a_start_supersedes_what_came_after_the_step_it_continues_from(tmp_path):
+    def train(step, seg):
+        return {"kind": "train", "step": step, "seg": seg, "loss": float(seg)}
+
+    rows = [{"kind": "startup", "step": 0, "seg": 0}, *(train(step, 0) for step in (1, 2, 3))]
+    rows += [{"kind": "event", "step": 3, "seg": 0, "event": "x"}]
+    resumed = [*rows, {"kind": "startup", "step": 2, "seg": 1, "checkpoint_resume_step": 2}]
+    assert read_history(write(tmp_path / "a.jsonl", resumed)).series("train", "loss") == [(1.0, 0.0), (2.0, 0.0)]
+    anew = [*rows, {"kind": "startup", "step": 0, "seg": 1, "checkpoint_resume_step": None}, train(1, 1)]
+    history = read_history(write(tmp_path / "b.jsonl", anew))
+    assert history.series("train", "loss") == [(1.0, 1.0)]
+    assert len(history.of_kind("event")) == 1

@@ -86,7 +86,9 @@ def assemble(tiny: Any, config: RunConfig, judge: Judge) -> Trainer:
     optimizers = build_optimizers(dict(model.named_parameters()), model.parameter_roles(), config.train)
     log, clock, features = MetricsLog(run_dir), make_clock(CPU), FeatureSet([Counting()])
     settings = StepSettings(CPU, bf16=False, micro_batch=6, grad_clip=config.train.grad_clip)
-    stepper = Stepper(model, optimizers, settings, clock, on_loss=lambda s: None, on_retry=features.retry, on_event=log.event)
+    stepper = Stepper(
+        model, optimizers, settings, clock, on_loss=lambda s: None, on_retry=features.retry, on_event=log.event
+    )
     meter, progress, registry = IntervalMeter(CPU), Progress(), StateRegistry()
     registry.register_tensors("model", model.state_dict, model.load_state_dict)
     registry.register_tensors("optim", optimizers.tensors, optimizers.load_tensors)
@@ -154,6 +156,14 @@ def test_a_run_finishes_with_its_rows_checkpoint_and_status(make: Any) -> None:
     assert load_file(trainer.run_dir / "status.json")["state"] == "finished"
     assert (trainer.run_dir / "report.html").exists()
     assert trainer.data.closed
+
+
+def test_an_exception_in_a_step_leaves_crashed_in_the_status(make: Any) -> None:
+    trainer = make()
+    trainer.stepper.train = None
+    with pytest.raises(TypeError):
+        trainer.run()
+    assert load_file(trainer.run_dir / "status.json")["state"] == "crashed"
 
 
 def test_the_loss_falls(make: Any) -> None:

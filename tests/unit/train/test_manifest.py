@@ -3,7 +3,10 @@
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from sigma.config.root import RunConfig
+from sigma.core.errors import ConfigError
 from sigma.core.strict_json import load_file
 from sigma.train.manifest import git_commit, write_manifest
 
@@ -32,3 +35,10 @@ def test_the_commit_of_a_repository_is_found_and_elsewhere_none(tmp_path: Path) 
     commit = git_commit(tmp_path)
     assert commit is not None
     assert len(commit) == 40
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"starts": 1}'], ids=["torn", "list", "starts"])
+def test_a_damaged_manifest_says_what_to_delete(tmp_path: Path, text: str) -> None:
+    (tmp_path / "run_manifest.json").write_text(text)
+    with pytest.raises(ConfigError, match=r"run_manifest\.json: damaged .*delete it"):
+        write_manifest(tmp_path, RunConfig(), {}, "cpu", 0)

@@ -20,6 +20,7 @@ def run_dir(tmp_path):
         for s in range(1, 11)
     ]
     rows.append({"kind": "event", "step": 4, "seg": 0, "event": "micro_batch_halved", "rows": 4})
+    rows.append({"kind": "sample", "step": 10, "seg": 0, "file": "samples/step-000000010.txt"})
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     (tmp_path / "samples").mkdir()
     (tmp_path / "samples" / "step-000000010.txt").write_text("Once <b>upon</b> a time")
@@ -65,3 +66,36 @@ def test_the_verdict_follows_the_numbers(run_dir):
 
 def test_the_report_is_written_beside_the_metrics(run_dir):
     assert write_report(run_dir).read_text(encoding="utf-8").startswith("<!doctype html>")
+
+
+def test_a_sample_of_an_earlier_run_in_the_folder_is_left_out(run_dir):
+    (run_dir / "samples" / "step-000000999.txt").write_text("from before")
+    assert "from before" not in render(run_dir)
+
+
+def test_a_final_validation_from_before_the_run_was_continued_is_not_shown(run_dir):
+    (run_dir / "final.json").write_text(json.dumps({"step": 10, "val_bpb": 2.0, "gzip_bpb": 2.5, "val_s": 60.0}))
+    status = {"state": "running", "step": 10, "steps": 20, "updated": 0}
+    for step, shown in ((10, True), (11, False)):
+        (run_dir / "status.json").write_text(json.dumps(status | {"step": step}))
+        page = render(run_dir)
+        assert ("2.0000" in page) is shown
+        assert ("The final validation has not run yet" in page) is not shown
+        assert f"State at 1970-01-01 00:00:00 UTC: running, step {step} of 20." in page
+
+
+def test_the_final_validation_is_part_of_the_time(run_dir):
+    (run_dir / "final.json").write_text(json.dumps({"val_bpb": 2.0, "val_s": 60.0}))
+    assert "final validation<td class=n>60.0 s<td class=n>60.0 %" in render(run_dir)
+
+
+@pytest.mark.parametrize("name", ["final.json", "status.json"])
+def test_a_damaged_file_does_not_stop_the_report(run_dir, name):
+    (run_dir / name).write_text("{")
+    assert "Curves" in render(run_dir)
+
+
+def test_retention_is_no_event_of_the_report(run_dir):
+    with (run_dir / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"kind": "event", "step": 5, "event": "checkpoint_deleted", "detail": ""}) + "\n")
+    assert "checkpoint_deleted" not in render(run_dir)
