@@ -110,7 +110,7 @@ class Session:
             signal_name=signal_name,
             other_dirs=[*beside, log_dir() / "errors"],
         )
-        return f"crash report: {path}"
+        return f"{'crash report' if error else 'report of the stop'}: {path}"
 
 
 def cuda_memory_gb() -> float | None:

@@ -147,8 +147,8 @@ def test_ctrl_c_saves_and_names_the_report_last(interrupted: tuple[Path, int, st
     assert output.startswith("SIGMA ")
     assert "no GPU in use: this trains a small demonstration on the CPU (1000 steps)" in output
     last = output.splitlines()[-1]
-    assert json.loads(Path(last.removeprefix("crash report: ")).read_text())["exception_type"] == "SIGINT"
-    assert Path(last.removeprefix("crash report: ")).parent == folder / "errors"
+    assert json.loads(Path(last.removeprefix("report of the stop: ")).read_text())["exception_type"] == "SIGINT"
+    assert Path(last.removeprefix("report of the stop: ")).parent == folder / "errors"
     assert list((folder / "checkpoints").glob("step-*/COMMIT"))
 
 

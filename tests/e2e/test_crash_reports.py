@@ -71,8 +71,9 @@ files.os.open, files.os.write = open_, full
 def report_of(child, run_dir):
     """The report that the last line names; checks what all reports share."""
     line = child.last_line()
-    assert line.startswith("crash report: "), child.output()[-2000:]
-    path = Path(line.removeprefix("crash report: "))
+    label, _, path = line.partition(": ")
+    assert label in ("crash report", "report of the stop"), child.output()[-2000:]
+    path = Path(path)
     assert path.parent == run_dir / "errors"
     assert path.name.startswith("crash_")
     assert list((run_dir / "errors").iterdir()) == [path]

@@ -23,8 +23,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 SEEDS = (0, 1, 2)
 FIRST_LENGTH, LAST_LENGTH, TEST_LENGTH = 4, 160, 256
-MAX_STEPS, DECAY_STEPS = 2000, 500
-LR, STEERING_LR = 3e-3, 2e-2
+MAX_STEPS, LAST_STEPS, DECAY_STEPS = 4000, 900, 600
+LR, STEERING_LR, LAST_SCALE = 3e-3, 2e-2, 0.04
 IGNORED = -100
 
 
@@ -89,9 +89,7 @@ def optimizer_of(model: SigmaForCausalLM) -> AdamW:
     return AdamW(groups, lr=LR, weight_decay=0.0, betas=(0.9, 0.99))
 
 
-def set_lr(optimizer: AdamW, length: int, left: float) -> None:
-    """An error of the turn per bit adds up over the string, so that longer strings allow only smaller steps."""
-    scale = min(1.0, 8 / length) * left
+def set_lr(optimizer: AdamW, scale: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = group["peak"] * scale
 
@@ -102,28 +100,30 @@ def correct(logits_NTV: Tensor, labels_NT: Tensor) -> Tensor:
 
 
 def train(model: SigmaForCausalLM, seed: int) -> tuple[int, int]:
-    """Strings grow when 99 % of the bits are right; at full length and 99 % the rate decays to its end.
+    """Strings grow when 97 % of the bits are right; at full length the model is trained on and its rate decays to zero.
 
+    An error of the turn per bit adds up over the string, so that longer strings allow only smaller steps.
     Returns the number of steps and the last length.
     """
     model.train()
     optimizer = optimizer_of(model)
-    length, recent, end = FIRST_LENGTH, 0.5, MAX_STEPS
+    length, recent, end = FIRST_LENGTH, 0.5, None
     for step in range(1, MAX_STEPS + 1):
         ids, labels = batch_of(length, max(16, min(64, 1024 // length)), seed * 100_003 + step)
         logits = model(input_ids=ids, use_cache=False).logits
         loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED)
-        set_lr(optimizer, length, max(0.02, min(1.0, (end - step) / DECAY_STEPS)))
+        growing = min(1.0, (8 / length) ** 1.5)
+        set_lr(optimizer, growing if end is None else LAST_SCALE * min(1.0, (end - step) / DECAY_STEPS))
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         model.after_update()
         recent = 0.9 * recent + 0.1 * correct(logits, labels).mean().item()
-        if recent > 0.99 and length < LAST_LENGTH:
+        if recent > 0.97 and length < LAST_LENGTH:
             length, recent = min(LAST_LENGTH, int(length * 1.3)), 0.7
-        elif recent > 0.99 and end == MAX_STEPS:
-            end = min(MAX_STEPS, step + DECAY_STEPS)
+        elif recent > 0.97 and end is None:
+            end = min(MAX_STEPS, step + LAST_STEPS)
         if step == end:
             break
     return step, length

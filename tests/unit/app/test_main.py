@@ -84,8 +84,8 @@ def test_predecessor_file_on_a_machine_without_gpu_is_exit_3(home, trainer, caps
     [
         (("finished", 0, None), "finished after step 7; see "),
         (("already_finished", 0, None), "this run is finished (step 7)"),
-        (("interrupted", 130, "SIGINT"), "crash report: "),
-        (("interrupted", 143, "SIGTERM"), "crash report: "),
+        (("interrupted", 130, "SIGINT"), "report of the stop: "),
+        (("interrupted", 143, "SIGTERM"), "report of the stop: "),
     ],
     ids=["finished", "already-finished", "ctrl-c", "sigterm"],
 )

@@ -51,5 +51,5 @@ def test_explanation_shows_every_value_and_where_it_came_from():
     assert list(rows) == list(run_flags())
     assert rows["--seed"] == ["9", "command line"]
     assert rows["--resume"] == ["off", "command line"]
-    assert rows["--d-model"] == ["256", "preset demo"]
+    assert rows["--d-model"] == ["192", "preset demo"]
     assert rows["--log-interval"] == ["10", "default"]
