@@ -154,7 +154,8 @@ def closing_lines(outcome: Any) -> list[str]:
     if outcome.state == "already_finished":
         return [f"{outcome.run_dir}: this run is finished (step {outcome.step}); raise --steps to continue it"]
     if outcome.state == "interrupted":
-        return [f"stopped by {outcome.signal_name} after step {outcome.step}, which is saved; start again to continue from there"]
+        saved = f"stopped by {outcome.signal_name} after step {outcome.step}, which is saved"
+        return [f"{saved}; start again to continue from there"]
     return [f"finished after step {outcome.step}; see {outcome.run_dir / 'report.html'}"]
 
 

@@ -23,8 +23,9 @@ def last_line(text: str) -> str:
 
 
 def read_report(line: str) -> dict:
-    assert line.startswith("crash report: ")
-    return json.loads(Path(line.removeprefix("crash report: ")).read_text())
+    label, _, path = line.partition(": ")
+    assert label in ("crash report", "report of the stop")
+    return json.loads(Path(path).read_text())
 
 
 @pytest.mark.parametrize("argv", [[], ["train"], ["--steps", "9"], ["train", "--steps", "9"]], ids=" ".join)
