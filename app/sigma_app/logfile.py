@@ -30,14 +30,31 @@ class Tee:
         self._stream, self._log = stream, log
 
     def write(self, text: str) -> int:
-        """Write to the stream, then to the log; a failing log (disk full) never stops the program."""
-        written = self._stream.write(text)
+        """Write to the stream, then to the log; neither a full disk nor a closed window ever stops the program."""
+        try:
+            self._stream.write(text)
+        except OSError:
+            self._leave_screen()
         try:
             if not self._log.closed and self._log.tell() < MAX_BYTES:
                 self._log.write(redact_text(_ESCAPES.sub("", text)))
         except OSError:
             self._log.close()  # what was printed is still on the screen
-        return written
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush the stream."""
+        try:
+            self._stream.flush()
+        except OSError:
+            self._leave_screen()
+
+    def _leave_screen(self) -> None:
+        """The window or pipe is gone: a run goes on without it, and its words are in the log."""
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self._stream.fileno())
+        os.close(nowhere)
+        self._log.write("[the window or pipe was closed; what follows is in this file only]\n")
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)

@@ -74,3 +74,18 @@ def test_close_gives_the_streams_back():
     log.close()
     assert (sys.stdout, sys.stderr) == before
     assert log.path.read_text() == "first\nsecond\n"
+
+
+def test_a_closed_window_is_left_and_the_log_goes_on():
+    reader, writer = os.pipe()
+    os.close(reader)
+    log = io.StringIO()
+    with os.fdopen(writer, "w") as screen:
+        tee = Tee(screen, log)
+        for line in ("one\n", "two\n"):
+            tee.write(line)
+            tee.flush()
+    text = log.getvalue()
+    assert text.startswith("one\n")
+    assert text.endswith("two\n")
+    assert text.count("closed") == 1
