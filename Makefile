@@ -7,7 +7,7 @@ else
 PYTHON ?= python3
 endif
 
-.PHONY: run test test-slow test-gpu check bench
+.PHONY: run test test-slow test-gpu check bench exe
 
-run test test-slow test-gpu check bench:
+run test test-slow test-gpu check bench exe:
 	@$(PYTHON) packaging/make.py $@ $(ARGS)

@@ -25,7 +25,6 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 
 from corpus_sources import LICENCES, TEXTS, Text, read_modules, read_pages  # noqa: E402
 from corpus_texts import MIN_BYTES, Document, drop_seen_lines, passages  # noqa: E402
-
 from sigma.data.corpus import FOLDER, Corpus  # noqa: E402
 from sigma.data.tokenizer import train_bpe  # noqa: E402
 

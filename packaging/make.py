@@ -1,6 +1,6 @@
-"""What the Makefile calls: set up `.venv` once, then run, test, check or measure with it.
+"""What the Makefile calls: set up `.venv` once, then run, test, check, measure or build with it.
 
-    python packaging/make.py {run,test,test-slow,test-gpu,check,bench} [arguments for the program behind it]
+    python packaging/make.py {run,test,test-slow,test-gpu,check,bench,exe} [arguments for the program behind it]
 
 Standard library only, because it starts on a machine that has nothing but Python and pip.
 """
@@ -208,6 +208,11 @@ def bench(args: Sequence[str]) -> int:
     return become("kernels/bench/run.py", *args)
 
 
+def exe(args: Sequence[str]) -> int:
+    """Build the executable, dist/sigma; build.py sets up what it needs."""
+    return wait_for(subprocess.Popen([sys.executable, ROOT / "packaging" / "build.py", *args], cwd=ROOT))
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "run": run,
     "test": test,
@@ -215,6 +220,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "test-gpu": test_gpu,
     "check": check,
     "bench": bench,
+    "exe": exe,
 }
 
 

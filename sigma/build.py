@@ -54,14 +54,15 @@ def build_trainer(
     *,
     listeners: Iterable[Listener] = (),
     stop: StopRequest | None = None,
+    lock: RunLock | None = None,
 ) -> Trainer:
     """Everything that a run needs, locked to its output folder and ready for `run()`; nothing is trained yet.
 
     `config` is resolved (no None, no `auto`); `origins` are written into resolved_args.txt; `listeners` receive every
-    row of metrics. Raises RunLockedError when another process trains in the folder, ConfigError for sizes that do not
-    fit together.
+    row of metrics; a `lock` that the caller already holds becomes the trainer's. Raises RunLockedError when another
+    process trains in the folder, ConfigError for sizes that do not fit together.
     """
-    lock = RunLock(config.run.output_dir).acquire()
+    lock = lock or RunLock(config.run.output_dir).acquire()
     try:
         return _build(config, dict(origins or {}), listeners, stop or StopRequest(), lock)
     except BaseException:

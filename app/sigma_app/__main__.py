@@ -11,16 +11,23 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
+    from sigma_app.early_stop import EarlyStop
     from sigma_app.session import Session
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Standard library and torch-free modules only, until a command needs more."""
+    frozen = bool(getattr(sys, "frozen", False))
+    if frozen:
+        from sigma_app.frozen import prepare
+
+        prepare()  # spawned children need it too, and never come back from freeze_support
+        _watch_side_process()
     multiprocessing.freeze_support()
-    if argv is None and getattr(sys, "frozen", False):
+    if argv is None and frozen:
         from sigma_app.interpreter import LaunchDepthError, count_launch, emulate_python
 
         try:
@@ -33,9 +40,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run(sys.argv[1:] if argv is None else argv)
 
 
+def _watch_side_process() -> None:
+    from sigma_app.side_process import is_side_process, watch_faults
+
+    if is_side_process():
+        watch_faults()
+
+
 def run(argv: Sequence[str]) -> int:
     """Run the command that `argv` names and turn what it raises into an exit code."""
     from sigma_app.commands import choose
+    from sigma_app.early_stop import EarlyStop
     from sigma_app.session import Session
 
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -44,7 +59,7 @@ def run(argv: Sequence[str]) -> int:
     try:
         command, rest = choose(argv)
         return command(rest, session)
-    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - the one place where every failure ends
+    except (Exception, KeyboardInterrupt, EarlyStop) as error:  # noqa: BLE001 - the one place where every failure ends
         return end(error, session)
     finally:
         session.close()
@@ -54,7 +69,10 @@ def end(error: BaseException, session: Session) -> int:
     """Print what happened, write the report of a crash (its path is printed last), and return the exit code."""
     from sigma.core.errors import SigmaError
     from sigma.core.stop import EXIT_INTERRUPTED
+    from sigma_app.early_stop import EarlyStop
 
+    if isinstance(error, EarlyStop):
+        return _stopped_early(error, session)
     if isinstance(error, KeyboardInterrupt):
         print("sigma: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
@@ -69,6 +87,18 @@ def end(error: BaseException, session: Session) -> int:
     return code
 
 
+def _stopped_early(stop: EarlyStop, session: Session) -> int:
+    """Say that a signal ended the start-up, where nothing can be lost; the report's path is the last line."""
+    when = "after the run" if session.crash_context else "before the first step; nothing is lost"
+    print(f"sigma: stopped by {stop.signal_name} {when}", file=sys.stderr)
+    if session.crash_report:
+        try:
+            print(session.write_crash_report(None, "signal", signal_name=stop.signal_name), file=sys.stderr)
+        except OSError as failure:
+            print(f"no report of the stop: {failure}", file=sys.stderr)
+    return session.stop.exit_code
+
+
 def _last_words(error: BaseException, session: Session) -> str:
     """The line that names the crash report; the traceback itself where there is no report."""
     trace = "".join(traceback.format_exception(error)).rstrip()
@@ -80,9 +110,16 @@ def _last_words(error: BaseException, session: Session) -> str:
         return f"{trace}\nno crash report: {failure}"
 
 
-if __name__ == "__main__":
-    code = main()
-    from sigma_app.bootstrap import hold_console_window
+def start() -> NoReturn:
+    """The whole process, also of the executable: run, keep a window that would close, exit with the code."""
+    from sigma_app.console_window import claim, hold
 
-    hold_console_window()
+    window_is_ours = claim()
+    code = main()
+    if window_is_ours:
+        hold()
     sys.exit(code)
+
+
+if __name__ == "__main__":
+    start()

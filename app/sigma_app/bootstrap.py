@@ -1,4 +1,4 @@
-"""What happens before torch is imported: the args file, the log file, the caches, the native fault handler."""
+"""What happens before torch is imported: the args file, the folders that a person looks into, the environment."""
 
 from __future__ import annotations
 
@@ -6,25 +6,23 @@ import os
 import shutil
 import sys
 from collections.abc import MutableMapping
+from contextlib import suppress
 from pathlib import Path
 
 from sigma.config.explain import ARGS_FILE_NAME, args_template
 from sigma.core import paths
+from sigma_app.caches import prepare_caches
 
+ERRORS_DIR, DATA_DIR = "errors", "data"
+_DATA_NOTE = """\
+This folder is for texts of your own. This version of SIGMA trains on the texts that come with it and does not read
+this folder yet.
+"""
 _FIXED_ENVIRONMENT = {
     "TRITON_BACKENDS_IN_TREE": "1",  # the frozen program has no package metadata to find them by
     "TOKENIZERS_PARALLELISM": "false",  # its threads and a fork do not go together
     "HF_HUB_DISABLE_TELEMETRY": "1",
 }
-_CACHE_FOLDERS = {
-    "TRITON_CACHE_DIR": "triton",
-    "TORCHINDUCTOR_CACHE_DIR": "inductor",
-    "TORCH_EXTENSIONS_DIR": "extensions",
-    "CUDA_CACHE_PATH": "cuda",
-    "HF_HOME": "huggingface",
-    "MPLCONFIGDIR": "matplotlib",
-}
-_GENERATED_PACKAGES = {"UNSLOTH_COMPILE_LOCATION": "unsloth_compiled_cache", "HF_MODULES_CACHE": "huggingface_modules"}
 
 
 def args_file_folders() -> list[Path]:
@@ -39,59 +37,72 @@ def args_file_folders() -> list[Path]:
     return list(dict.fromkeys(folder for folder in folders if folder is not None))
 
 
+def program_folder() -> Path:
+    """The folder that a person takes for the program's: with the AppImage, the executable; from source this one."""
+    return paths.program_dir() or Path.cwd()
+
+
 def find_args_file() -> Path | None:
     """The first existing args file."""
     found = (folder / ARGS_FILE_NAME for folder in args_file_folders())
     return next((path for path in found if os.path.lexists(path)), None)
 
 
-def write_args_template() -> tuple[Path | None, str]:
-    """Put a commented args file where it is looked for first; (its path or None, a line that says what happened)."""
-    path = args_file_folders()[0] / ARGS_FILE_NAME
+def write_args_template() -> tuple[Path | None, list[str]]:
+    """Put a commented args file beside the program; (its path or None, lines that say what happened).
+
+    Where that folder cannot be written to, the lines show the file instead.
+    """
+    folder = program_folder()
+    path = folder / ARGS_FILE_NAME
     try:
         with path.open("x", encoding="utf-8") as file:
             file.write(args_template())
     except OSError as error:
-        return (
-            None,
-            f"no {ARGS_FILE_NAME}, and {path.parent} cannot be written to ({error.strerror}): using the defaults",
-        )
-    return path, f"no {ARGS_FILE_NAME} was there: wrote a commented one to {path}; using the defaults"
+        head = f"no {ARGS_FILE_NAME}, and {folder} cannot be written to ({error.strerror}); it would hold:"
+        tail = "using the defaults; to change something, save these lines elsewhere and start with @FILE"
+        return None, [head, args_template(), tail]
+    return path, [f"no {ARGS_FILE_NAME} was there: wrote a commented one to {path}; using the defaults"]
+
+
+def make_known_folders() -> list[str]:
+    """Create `data/` and `errors/` of the frozen program; returns a line when they are not beside it.
+
+    Where that folder cannot be written to they are in the user's data folder. From source there are none: the working
+    directory is not ours to fill.
+    """
+    home = paths.data_dir()
+    if not paths.is_frozen():
+        return []
+    try:
+        (home / ERRORS_DIR).mkdir(parents=True, exist_ok=True)
+        (home / DATA_DIR).mkdir(exist_ok=True)
+        note = home / DATA_DIR / "README.txt"
+        if not note.exists():
+            note.write_text(_DATA_NOTE, encoding="utf-8")
+    except OSError as error:
+        return [f"no folders {DATA_DIR} and {ERRORS_DIR}: {home} cannot be written to ({error.strerror})"]
+    if home == program_folder():
+        return []
+    return [f"{program_folder()} is not for writing: {DATA_DIR}, {ERRORS_DIR} and runs are in {home}"]
+
+
+def known_errors_dir() -> Path | None:
+    """The `errors/` folder of the frozen program, if there is one."""
+    folder = paths.data_dir() / ERRORS_DIR
+    return folder if paths.is_frozen() and folder.is_dir() else None
+
+
+def copy_to_known_folder(report: Path) -> None:
+    """A copy where the user of the executable looks; the report itself is written, so a failure here costs nothing."""
+    folder = known_errors_dir()
+    if folder is not None and folder != report.parent:
+        with suppress(OSError):
+            shutil.copy2(report, folder)
 
 
 def prepare_environment(environment: MutableMapping[str, str]) -> list[str]:
-    """Set what libraries read at import, unless the user set it. Returns lines about what could not be done.
-
-    Caches are in one folder per version of the program. The folder of modules that libraries generate and import is on
-    `sys.path` (last, so that it can hide nothing) and its packages are importable; it is never the working directory.
-    """
+    """Set what libraries read at import, unless the user set it. Returns lines about what could not be done."""
     for name, value in _FIXED_ENVIRONMENT.items():
         environment.setdefault(name, value)
-    cache = paths.cache_dir()
-    try:
-        for name, folder in _CACHE_FOLDERS.items():
-            if name not in environment:
-                (cache / folder).mkdir(parents=True, exist_ok=True)
-                environment[name] = str(cache / folder)
-        modules = cache / "modules"
-        for name, package in _GENERATED_PACKAGES.items():
-            if name not in environment:
-                (modules / package).mkdir(parents=True, exist_ok=True)
-                (modules / package / "__init__.py").touch()
-                environment[name] = str(modules / package)
-    except OSError as error:
-        return [f"caches cannot be kept in {cache} ({error.strerror}); every start compiles again"]
-    if str(modules) not in sys.path:
-        sys.path.append(str(modules))
-    return []
-
-
-def hold_console_window() -> None:
-    """On Windows, a double-clicked program owns its console window: keep it open until Enter is pressed."""
-    if sys.platform != "win32" or not paths.is_frozen():
-        return
-    import ctypes
-
-    owners = ctypes.windll.kernel32.GetConsoleProcessList((ctypes.c_uint * 2)(), 2)
-    if owners == 1 and sys.stdin is not None and sys.stdin.isatty():
-        input("Press Enter to close this window.")
+    return prepare_caches(environment)

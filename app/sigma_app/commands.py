@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from sigma.config.explain import explain, flags_help
+from sigma.config.explain import explain, flags_help, options_help
 from sigma.config.option import opt
 from sigma.config.parse import parse_options
 from sigma.config.resolved import RESOLVED_NAME
 from sigma.config.table import nearest
 from sigma.core.errors import ConfigError
 from sigma.core.version import VERSION
+from sigma_app.bootstrap import make_known_folders
+from sigma_app.early_stop import leave_on_signal
+from sigma_app.first_lines import first_lines
+from sigma_app.kernel_check import check_kernel
 from sigma_app.session import Session
 
 Command = Callable[[Sequence[str], Session], int]
@@ -27,6 +32,7 @@ _USAGE = f"""SIGMA {VERSION}: trains a hybrid Mamba-3 / attention language model
   sigma generate --run DIR --prompt TEXT         complete a text
                                                  [--tokens N --temperature X --top-k N --seed N --device D]
   sigma report --run DIR                         write DIR/report.html again
+  sigma --selftest                               is this copy complete and does it work? minutes, trains two steps
   sigma --help | --version
 
 Exit codes: 0 done, 1 crashed (a report is written), 2 bad configuration, 3 the machine lacks something required,
@@ -56,20 +62,25 @@ class ReportOptions:
 
 def train(argv: Sequence[str], session: Session) -> int:
     """Train, or say that the run is finished."""
-    session.say(f"SIGMA {VERSION}")
-    session.start_log()
-    session.prepare()
-    parsed = session.read_configuration(argv, create_args_file=True)
-    session.say("loading torch")
-    resolved = session.resolve(parsed)
-    run = resolved.config.run
-    if run.preset == "demo" and run.device == "cpu":
-        session.say(
-            f"no GPU in use: this trains a small demonstration on the CPU ({resolved.config.train.steps} steps)"
-        )
-    from sigma_app.training import run_training
+    with leave_on_signal(session.stop):
+        session.say(f"SIGMA {VERSION}")
+        session.start_log()
+        session.prepare()
+        parsed = session.read_configuration(argv, create_args_file=True)
+        session.warn(*make_known_folders())
+        log = session.log.path if session.log else None
+        gpu = None if parsed.config.run.device == "cpu" else session.find_gpu()
+        session.say(*first_lines(parsed.config, session.args_file, log, gpu), "loading torch")
+        resolved = session.resolve(parsed)
+        run = resolved.config.run
+        if run.device == "cuda":
+            session.say(check_kernel())
+        if run.preset == "demo" and run.device == "cpu":
+            steps = resolved.config.train.steps
+            session.say(f"no GPU in use: this trains a small demonstration on the CPU ({steps} steps)")
+        from sigma_app.training import run_training
 
-    return run_training(resolved, session)
+        return run_training(resolved, session)
 
 
 def explain_config(argv: Sequence[str], session: Session) -> int:
@@ -98,6 +109,9 @@ def generate(argv: Sequence[str], session: Session) -> int:
     session.prepare()
     from sigma_app.console import visible
     from sigma_app.generate import complete
+    from sigma_kernels.triton_cache import apply_cache_folder
+
+    apply_cache_folder(os.environ)
 
     values = asdict(options)
     session.say(visible(complete(values.pop("run"), values.pop("prompt"), **values), keep="\n\t"))
@@ -113,9 +127,23 @@ def report(argv: Sequence[str], session: Session) -> int:
     return 0
 
 
+def selftest(argv: Sequence[str], session: Session) -> int:
+    """Run the gates that every copy of the program must pass."""
+    if argv:
+        raise ConfigError(f"command line: --selftest takes no arguments, got {argv[0]!r}")
+    session.prepare()
+    from sigma_app.selftest.runner import run_gates
+
+    return run_gates(session)
+
+
 def show_help(argv: Sequence[str], session: Session) -> int:
-    """Print the commands and every flag."""
-    session.say(_USAGE + flags_help())
+    """Print the commands and every flag of a training; for a command with options of its own, those."""
+    name = argv[0] if argv else ""
+    if name in OPTIONS:
+        session.say(f"sigma {name}: {COMMANDS[name].__doc__}\n\n{options_help(OPTIONS[name])}")
+    else:
+        session.say(_USAGE + flags_help())
     return 0
 
 
@@ -124,6 +152,9 @@ def show_version(argv: Sequence[str], session: Session) -> int:
     session.say(f"sigma {VERSION}")
     return 0
 
+
+OPTIONS: dict[str, type] = {"generate": GenerateOptions, "report": ReportOptions}
+"""The commands that do not take the flags of a training."""
 
 COMMANDS: dict[str, Command] = {
     "train": train,
@@ -142,9 +173,11 @@ def choose(argv: Sequence[str]) -> tuple[Command, Sequence[str]]:
     Raises ConfigError for an unknown word.
     """
     if any(word in ("--help", "-h") for word in argv):
-        return show_help, ()
+        return show_help, argv[:1]
     if argv and argv[0] in ("--version", "-V"):
         return show_version, ()
+    if argv and argv[0] == "--selftest":
+        return selftest, argv[1:]
     if not argv or argv[0].startswith(("-", "@")):
         return train, argv
     if argv[0] in COMMANDS:

@@ -18,6 +18,8 @@ from rich.table import Column
 
 Row = Mapping[str, Any]
 WIDTH_WITH_BAR = 120
+SAID_ELSEWHERE = ("checkpoint_deleted", "previous_process_died")
+"""Events without a line: retention at work after every save; the program's first lines have told of the other."""
 LAST_STEP = "all steps are done: saving, then validating on all held-out text, which can take minutes"
 
 
@@ -27,6 +29,8 @@ class Console:
     def __init__(self, stream: TextIO | None = None, environment: Mapping[str, str] = os.environ) -> None:
         self._stream = sys.stdout if stream is None else stream
         self._steps = 0
+        self._sample_interval: int | None = None
+        """Set until the first measured speed tells when the first sample comes."""
         self._progress: Progress | None = None
         self._live: Live | None = None
         if self._stream.isatty() and not environment.get("NO_COLOR") and environment.get("TERM") != "dumb":
@@ -55,7 +59,10 @@ class Console:
     def __call__(self, row: Row) -> None:
         """Show one row."""
         if row["kind"] == "startup":
-            self._steps = row["steps"]
+            self._steps, self._sample_interval = row["steps"], row["sample_interval"]
+        if row["kind"] == "train" and self._sample_interval is not None:
+            self._print(first_sample_line(row, self._steps, self._sample_interval))
+            self._sample_interval = None
         if row["kind"] == "train" and self._live is not None and self._progress is not None:
             self._progress.update(
                 self._task, total=self._steps, completed=row["step"], description=train_text(row), visible=True
@@ -79,7 +86,6 @@ def startup_lines(row: Row, steps: int) -> list[str]:
     resumed = row.get("checkpoint_resume_step")
     lines = [
         f"device      {row['device']} ({row['device_name']}), {row['precision']}",
-        f"run folder  {row['run_dir']}",
         f"model       {row['parameters']:,} parameters, {row['active_parameters']:,} active per token",
         f"batch       {row['batch_size']} rows of {row['seq_len']} tokens, {row['micro_batch_size']} at a time",
         *row["routing"],
@@ -93,6 +99,14 @@ def startup_lines(row: Row, steps: int) -> list[str]:
         f" {_when('validation', row['eval_interval'], steps)}, {_when('text sample', row['sample_interval'], steps)};"
         " Ctrl+C saves and stops",
     ]
+
+
+def first_sample_line(row: Row, steps: int, interval: int) -> str:
+    """When the first text sample comes, from the time that the first measured steps took."""
+    left = steps - row["step"]
+    until = left if interval == 0 else min(left, interval - row["step"] % interval)
+    wait = duration(row["eta_s"] * until / left if left else 0)
+    return f"first text sample after step {row['step'] + until}, in about {wait}, in the folder samples"
 
 
 def _when(what: str, interval: int, steps: int) -> str:
@@ -133,7 +147,7 @@ def visible(text: str, keep: str = "") -> str:
 
 
 def event_lines(row: Row, steps: int) -> list[str]:
-    if row["event"] == "checkpoint_deleted":  # retention at work, after every save
+    if row["event"] in SAID_ELSEWHERE:
         return []
     hidden = {"kind", "step", "seg", "t", "event"}
     details = ", ".join(f"{key} {value}" for key, value in row.items() if key not in hidden and value != "")

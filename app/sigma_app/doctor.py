@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,15 +16,13 @@ from typing import Literal
 from sigma.config.root import RunConfig
 from sigma.core import paths
 from sigma.core.errors import SigmaError
+from sigma_app import nvidia
 
 Status = Literal["OK", "WARN", "FAIL"]
 
 LEAST_PYTHON = (3, 11)
 LEAST_TORCH = (2, 11)
-LEAST_DRIVER = 580
-"""First driver branch that runs CUDA 13."""
 LEAST_RAM_GB, LEAST_DISK_GB = 2.0, 1.0
-_NVIDIA_SMI_FIELDS = "name,driver_version,memory.total,compute_cap"
 
 
 @dataclass(frozen=True)
@@ -44,7 +41,7 @@ def examine(config: RunConfig) -> list[Finding]:
     checks: list[Callable[[], Finding]] = [
         python_version,
         torch_version,
-        lambda: driver(needs_gpu, query_driver()),
+        lambda: driver(needs_gpu, nvidia.find()),
         lambda: cuda(needs_gpu),
         triton,
         compiler,
@@ -91,19 +88,6 @@ def torch_version() -> Finding:
     return Finding("torch", "OK", version)
 
 
-def query_driver() -> list[str] | None:
-    """One line for each GPU from nvidia-smi; None when there is no driver."""
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        return None
-    command = [program, f"--query-gpu={_NVIDIA_SMI_FIELDS}", "--format=csv,noheader"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20, env=foreign_environment())
-    except (OSError, subprocess.TimeoutExpired):
-        return []
-    return [line.strip() for line in done.stdout.splitlines() if line.strip()] if done.returncode == 0 else []
-
-
 def foreign_environment() -> dict[str, str]:
     """The environment for programs that are not ours: without the library path of the frozen program."""
     environment = dict(os.environ)
@@ -115,20 +99,17 @@ def foreign_environment() -> dict[str, str]:
     return environment
 
 
-def driver(needed: bool, gpus: list[str] | None) -> Finding:
-    """The NVIDIA driver and what it sees; `gpus` as `query_driver` returns it."""
+def driver(needed: bool, found: nvidia.Nvidia) -> Finding:
+    """The NVIDIA driver and what it sees."""
     bad: Status = "FAIL" if needed else "WARN"
-    remedy = f"install the NVIDIA driver {LEAST_DRIVER} or newer" if needed else "none needed: the CPU trains the demo"
-    if gpus is None:
-        return Finding("driver", bad, "no NVIDIA driver (nvidia-smi was not found)", remedy)
-    if not gpus:
-        return Finding("driver", bad, "nvidia-smi answers with an error", "reinstall the driver, then restart")
-    fields = [part.strip() for part in gpus[0].split(",")]
-    major = fields[1].split(".")[0] if len(fields) > 1 else ""
-    text = "; ".join(gpus)
-    if major.isdecimal() and int(major) < LEAST_DRIVER:
-        return Finding("driver", bad, text, f"update the driver to {LEAST_DRIVER} or newer (CUDA 13)")
-    return Finding("driver", "OK", text)
+    if not found.driver:
+        remedy = f"install the NVIDIA driver {nvidia.LEAST_DRIVER} or newer"
+        return Finding("driver", bad, found.problem, remedy if needed else "none needed: the CPU trains the demo")
+    if found.is_old:
+        return Finding("driver", bad, str(found), f"update the driver to {nvidia.LEAST_DRIVER} or newer")
+    if found.problem or not found.gpus:
+        return Finding("driver", bad, str(found), "see that the card is seated and powered, then restart")
+    return Finding("driver", "OK", str(found))
 
 
 def cuda(needed: bool) -> Finding:
@@ -163,6 +144,8 @@ def triton() -> Finding:
 
 def compiler() -> Finding:
     """A C compiler: Triton builds its launcher with it on the first launch on a GPU."""
+    if paths.is_frozen():
+        return Finding("compiler", "OK", "not needed: the program carries Triton's C module, and TinyCC")
     names = ("cl", "gcc", "clang") if sys.platform == "win32" else ("cc", "gcc", "clang")
     path = os.environ.get("CC") or next(filter(None, map(shutil.which, names)), None)
     if path:

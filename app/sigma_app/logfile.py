@@ -15,12 +15,21 @@ from sigma.core.redact import redact_text
 
 MAX_BYTES = 16 << 20
 KEPT_LOGS = 20
+NAMES = "????????T??????Z-*"
+"""Of our files, as a glob pattern: a folder called logs may hold those of others."""
+FAULTS_SUFFIX = ".faults"
+"""Of the file beside the log that holds the stack of a native crash."""
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b\][^\x07\x1b]*(\x07|\x1b\\)")
 
 
 def log_dir() -> Path:
     """Folder of the log files."""
     return paths.state_dir() / "logs"
+
+
+def log_dirs() -> list[Path]:
+    """Where log files can be: the usual folder, and the one beside the runs for a read-only home."""
+    return [log_dir(), paths.data_dir() / "logs"]
 
 
 class Tee:
@@ -63,17 +72,16 @@ class Tee:
 class LogFile:
     """Copies stdout and stderr to `logs/<time>-<pid>.log` until `close`."""
 
-    def __init__(self, first_line: str) -> None:
-        folder = log_dir()
+    def __init__(self, first_line: str, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         remove_old_logs(folder)
-        self.path = folder / f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{os.getpid()}.log"
+        self.path = folder / log_name()
         self._file = self.path.open("a", encoding="utf-8", errors="replace", buffering=1)
         self._file.write(first_line + "\n")
         self._streams = sys.stdout, sys.stderr
         self._faults_were_on = faulthandler.is_enabled()
         sys.stdout, sys.stderr = Tee(sys.stdout, self._file), Tee(sys.stderr, self._file)  # pyright: ignore
-        self._fault_file = self.path.with_suffix(".faults").open("w")
+        self._fault_file = self.path.with_suffix(FAULTS_SUFFIX).open("w")
         faulthandler.enable(self._fault_file)
 
     def close(self) -> None:
@@ -89,8 +97,13 @@ class LogFile:
             faults.unlink()
 
 
+def log_name() -> str:
+    """A name that sorts by time and ends in the process."""
+    return f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{os.getpid()}.log"
+
+
 def remove_old_logs(folder: Path) -> None:
     """Keep the newest KEPT_LOGS log files, and the fault files that hold something."""
-    for pattern in ("*.log", "*.faults"):
+    for pattern in (f"{NAMES}.log", f"{NAMES}{FAULTS_SUFFIX}"):
         for path in sorted(folder.glob(pattern))[:-KEPT_LOGS]:
             path.unlink(missing_ok=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from sigma.config.parse import DEFAULT, Parsed
-from sigma.config.table import Flag, get_value, run_flags, sections
+from sigma.config.table import Flag, get_value, run_flags, section_flags, sections
 
 ARGS_FILE_NAME = "train_sigma_args.txt"
 _ACTIVE = {"device"}
@@ -34,11 +34,18 @@ def flags_help() -> str:
     """All flags, one section after another, for `sigma --help`."""
     lines: list[str] = []
     for section, section_type in sections().items():
-        lines += ["", _summary(section_type)]
-        for flag in _of_section(section):
-            left = f"  --[no-]{flag.name[2:]}" if flag.is_switch else f"  {flag.name} {_metavar(flag)}"
-            lines.append(f"{left:<47} {flag.help} [{_default(flag)}]")
+        lines += ["", _summary(section_type), *(_help_line(flag) for flag in _of_section(section))]
     return "\n".join(lines)
+
+
+def options_help(options: type) -> str:
+    """The options of a small command, for its `--help`."""
+    return "\n".join(_help_line(flag) for flag in section_flags("", options).values())
+
+
+def _help_line(flag: Flag) -> str:
+    left = f"  --[no-]{flag.name[2:]}" if flag.is_switch else f"  {flag.name} {_metavar(flag)}"
+    return f"{left:<47} {flag.help} [{_default(flag)}]"
 
 
 def flags_markdown() -> str:

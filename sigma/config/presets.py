@@ -15,7 +15,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "ssm_state": 32, "ssm_expand": 2.0, "mimo_rank": 2,
         "n_heads": 3, "attention_head_dim": 64, "kv_latent_dim": 128,
         "d_ff": 192, "n_routed_experts": 8, "moe_top_k": 2,
-        "seq_len": 256, "batch_size": 8, "micro_batch_size": 8,
+        "seq_len": 512, "batch_size": 4, "micro_batch_size": 4,
         "steps": 480, "lr": 4e-3, "adam_lr": 3e-3,
     },
     "small": {

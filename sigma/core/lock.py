@@ -41,13 +41,13 @@ class RunLock:
         """Take the lock or raise RunLockedError naming the holder. Creates the directory."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if self.path in _held:
-            raise RunLockedError(_held_message(self.path.parent, {"pid": os.getpid()}))
+            raise RunLockedError(_held_message(self.path.parent, _this_process()))
         fd = os.open(self.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o644)
         try:
             if not _try_lock(fd):
                 raise RunLockedError(_held_message(self.path.parent, _read_holder(fd)))
             self.took_over_pid = cast("int | None", _read_holder(fd).get("pid"))
-            _write_holder(fd, {"pid": os.getpid(), "host": socket.gethostname(), "since": round(time.time(), 3)})
+            _write_holder(fd, _this_process() | {"since": round(time.time(), 3)})
         except BaseException:
             os.close(fd)
             raise
@@ -73,10 +73,12 @@ class RunLock:
 
 
 def _held_message(run_dir: Path, holder: dict[str, Any]) -> str:
-    who = f"process {holder['pid']}" if "pid" in holder else "another process"
-    host = holder.get("host", "")
-    where = f" on {host}" if host and host != socket.gethostname() else ""
-    return f"{run_dir} is in use by {who}{where}; stop that one first, or give another --output-dir"
+    who = f"process {holder['pid']} on {holder.get('host', 'this machine')}" if "pid" in holder else "another process"
+    return f"{run_dir} is in use by {who}; stop that one first, or give another --output-dir"
+
+
+def _this_process() -> dict[str, Any]:
+    return {"pid": os.getpid(), "host": socket.gethostname()}
 
 
 def _read_holder(fd: int) -> dict[str, Any]:

@@ -26,7 +26,8 @@ METRIC_ROWS = 50
 _TAIL_BYTES = 1 << 20
 _serial = itertools.count()
 
-CrashKind = Literal["startup", "step", "data_thread", "out_of_memory", "disk_full", "signal"]
+CrashKind = Literal["startup", "step", "data_thread", "out_of_memory", "disk_full", "signal", "killed", "worker"]
+"""`killed`: the process ended without a word, and the next start writes the report; `worker`: a side process failed."""
 
 
 @dataclass

@@ -16,6 +16,8 @@ from typing import Any
 
 import psutil
 
+from sigma.train.crash import CrashContext, write_crash_report
+
 LOG_NAME = "wandb_relay.log"
 POLL_S = 1.0
 
@@ -85,5 +87,15 @@ def main(run_dir: Path, mode: str, parent_pid: int) -> None:
     run.finish()
 
 
+def run(run_dir: Path, mode: str, parent_pid: int) -> None:
+    """`main`, with a report among the run's crash reports when it fails."""
+    try:
+        main(run_dir, mode, parent_pid)
+    except Exception as error:
+        path = write_crash_report(error, run_dir=run_dir, kind="worker", context=CrashContext(argv=sys.argv[1:]))
+        print(f"crash report: {path}", flush=True)
+        raise
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))
+    run(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))

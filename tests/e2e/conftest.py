@@ -121,6 +121,7 @@ class Program:
         self.environment["PYTHONPATH"] = os.pathsep.join(str(ROOT / part) for part in ("", "kernels", "app"))
         for name in ("STATE", "CACHE", "DATA", "CONFIG"):
             self.environment[f"XDG_{name}_HOME"] = str(folder / name.lower())
+        self.environment["TMPDIR"] = str(folder)
         self.args_file = folder / "tiny_args.txt"
         self.args_file.write_text(TINY)
         self._forker, self._starts, self._child = None, 0, None
@@ -140,11 +141,26 @@ class Program:
         self._child = Child(process.pid, lambda: process.wait(DEADLINE_S), log)
         return self._child
 
-    def _prepare(self, run_dir, flags):
+    def start(self, *argv, patch=""):
+        """Start the program with this command line and no more, in a forked child."""
+        log = self._next_log()
+        self._child = self._fork(list(argv), log, patch)
+        return self._child
+
+    def run_real(self, command, **options):
+        """A process of its own, to its end; its environment is that of the other starts."""
+        options = {"cwd": self.folder, "env": self.environment, "timeout": DEADLINE_S, **options}
+        return subprocess.run(command, capture_output=True, encoding="utf-8", **options)
+
+    def _next_log(self):
         assert self._child is None or self._child.code is not None, "one child at a time"
         self._starts += 1
-        argv = ["train", f"@{self.args_file}", "--output-dir", str(run_dir), *flags]
-        return argv, self.folder / f"output-{self._starts}.txt"
+        log = self.folder / f"output-{self._starts}.txt"
+        log.touch()
+        return log
+
+    def _prepare(self, run_dir, flags):
+        return ["train", f"@{self.args_file}", "--output-dir", str(run_dir), *flags], self._next_log()
 
     def _fork(self, argv, log, patch):
         if self._forker is None:
@@ -170,9 +186,13 @@ class Program:
                 found.append(json.loads(line))
         return found
 
-    def close(self):
+    def end_child(self):
+        """Kill what a failed test left running."""
         if self._child is not None and self._child.code is None:
             self._child.kill()
+
+    def close(self):
+        self.end_child()
         if self._forker is not None:
             self._forker.stdin.close()
             self._forker.wait(DEADLINE_S)
@@ -185,3 +205,10 @@ def program(tmp_path_factory):
     started = Program(tmp_path_factory.mktemp("program"))
     yield started
     started.close()
+
+
+@pytest.fixture(autouse=True)
+def _no_child_outlives_its_test(request):
+    yield
+    if "program" in request.fixturenames:
+        request.getfixturevalue("program").end_child()

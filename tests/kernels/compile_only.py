@@ -26,7 +26,13 @@ class Usage(NamedTuple):
 
 
 def compile_kernel(
-    kernel: Any, types: list[str | None], *, capability: int, num_warps: int, **constexprs: Any
+    kernel: Any,
+    types: list[str | None],
+    *,
+    capability: int,
+    num_warps: int,
+    options: dict[str, Any] | None = None,
+    **constexprs: Any,
 ) -> Usage:
     """Compile `kernel` for `sm_<capability>`; fails when no cubin comes out.
 
@@ -52,7 +58,9 @@ def compile_kernel(
     aligned = [name for name, kind in given.items() if kind is not None and (kind[0] == "*" or kind.endswith(":16"))]
     attributes = {(kernel.arg_names.index(name),): [["tt.divisibility", 16]] for name in aligned}
     source = ASTSource(kernel, signature, constants, attributes)
-    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": num_warps})
+    compiled = triton.compile(
+        source, target=GPUTarget("cuda", capability, 32), options={"num_warps": num_warps, **(options or {})}
+    )
     cubin = compiled.asm["cubin"]
     assert len(cubin) > 0
     return Usage(*_registers_and_spills(cubin), shared_bytes=compiled.metadata.shared)

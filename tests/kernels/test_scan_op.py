@@ -84,12 +84,12 @@ def test_step_names_what_does_not_fit():
 def test_each_execution_is_counted_where_it_happens():
     case = make_case(SHAPE)
     mamba3_scan(**case.inputs, **case.parameters)
-    assert counters.snapshot() == {"scan.forward": 1}
+    assert counters.snapshot() == {"scan.forward": 1, "scan.use_reference": 1}
     case.inputs["x_BTHP"].requires_grad_()
     y, state = mamba3_scan(**case.inputs, **case.parameters, return_final_state=True)
-    assert counters.snapshot() == {"scan.forward": 2}
+    assert counters.snapshot() == {"scan.forward": 2, "scan.use_reference": 2}
     y.sum().backward()
-    assert counters.snapshot() == {"scan.backward": 1, "scan.forward": 2}
+    assert counters.snapshot() == {"scan.backward": 1, "scan.forward": 2, "scan.use_reference": 2}
     mamba3_step(state, *case.slice(slice(None), 0), **case.parameters)
     assert counters.get("scan.step") == 1
 

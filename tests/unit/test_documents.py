@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-NAMED_TESTS = sorted(set(re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", (ROOT / "docs/tests.md").read_text())))
+TABLES = "".join((ROOT / "docs" / name).read_text() for name in ("tests.md", "start-situations.md"))
+NAMED_TESTS = sorted(set(re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", TABLES)))
 ROWS = re.findall(r"^\| `([^|]*)` \| ", (ROOT / "docs/architecture.md").read_text(), flags=re.MULTILINE)
 
 

@@ -81,7 +81,10 @@ def check_parameters(parameters: ScanParameters, n: Sizes) -> None:
 
 
 def check_state(name: str, state: Mamba3State, batch: int, n: Sizes, x: Tensor) -> None:
-    """Check a state against the sizes of the inputs: int32 phase, the rest in the compute dtype of `x`."""
+    """Check a state against the sizes of the inputs: int32 phase, the rest in the compute dtype of `x`.
+
+    The large one, `state_BHPN`, may also be bf16 where fp32 is computed.
+    """
     expect(f"{name}.phase_BHS", state.phase_BHS, batch, n.heads, n.pairs)
     expect(f"{name}.state_BHPN", state.state_BHPN, batch, n.heads, n.head_size, n.state)
     expect(f"{name}.key_BRHN", state.key_BRHN, batch, n.rank, n.heads, n.state)
@@ -89,9 +92,10 @@ def check_state(name: str, state: Mamba3State, batch: int, n: Sizes, x: Tensor) 
     if state.phase_BHS.dtype != torch.int32:
         raise ValueError(f"{name}.phase_BHS: expected int32 turns, got {state.phase_BHS.dtype}")
     for part in ("state_BHPN", "key_BRHN", "x_BHP"):
-        dtype = getattr(state, part).dtype
-        if dtype != compute_dtype(x):
-            raise ValueError(f"{name}.{part}: expected {compute_dtype(x)} for inputs in {x.dtype}, got {dtype}")
+        dtype, expected = getattr(state, part).dtype, compute_dtype(x)
+        halved = part == "state_BHPN" and (dtype, expected) == (torch.bfloat16, torch.float32)
+        if dtype != expected and not halved:
+            raise ValueError(f"{name}.{part}: expected {expected} for inputs in {x.dtype}, got {dtype}")
 
 
 def check_valid(name: str, valid: Tensor | None, shape: tuple[int, ...]) -> None:

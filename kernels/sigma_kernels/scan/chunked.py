@@ -85,7 +85,7 @@ def _scan(
     )
     y_MHLP = gate(y_MHRLP, _by_head(p.z_BTHP, count, length), p.mimo, p.y_norm_HP)
     y_BTHP = y_MHLP.transpose(1, 2).reshape(batch, count * length, heads, head_size)[:, :steps]
-    return y_BTHP, leaving_state(p, angle_BTHS, phase_BTHS, state_BHPN, initial)
+    return y_BTHP, leaving_state(p, angle_BTHS[:, -1], phase_BTHS[:, -1], state_BHPN, initial)
 
 
 def _dual(*operands: Tensor | Masks) -> tuple[Tensor, Tensor]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sigma_kernels import counters
+from sigma_kernels import counters, dispatch
 from sigma_kernels.counted import count_reference
-from sigma_kernels.scan.checks import check_cu_seqlens, check_inputs, check_parameters, check_state, check_valid
+from sigma_kernels.scan.checks import Sizes, check_cu_seqlens, check_inputs, check_parameters, check_state, check_valid
 from sigma_kernels.scan.chunked import mamba3_scan_chunked
 from sigma_kernels.scan.prepare import ScanParameters
 from sigma_kernels.scan.state import Mamba3State, Mimo
@@ -57,7 +57,8 @@ def mamba3_scan(
             The values are checked only when the tensor is on the host.
         valid_BT: bool; a step that is not valid leaves the whole state as it was and its y is 0. Its inputs may hold
             anything, NaN included: they reach neither an output nor a gradient, and their own gradients are 0.
-        chunk: most rows (time steps x rank) of a chunk; a matter of speed only.
+        chunk: most rows (time steps x rank) of a chunk of the reference; a matter of speed only. The kernels have
+            their own table.
 
     Computes in fp32 (fp64 for fp64 inputs), also under autocast. Raises ValueError naming the tensor whose shape or
     dtype does not fit.
@@ -85,20 +86,35 @@ def mamba3_scan(
     if initial_state is not None:
         check_state("initial_state", initial_state, batch, sizes, x_BTHP)
 
+    options = {
+        "initial_state": initial_state,
+        "return_final_state": return_final_state,
+        "cu_seqlens": cu_seqlens,
+        "valid_BT": valid_BT,
+    }
     with torch.autocast(x_BTHP.device.type, enabled=False):
-        out = mamba3_scan_chunked(
-            *inputs,
-            initial_state=initial_state,
-            return_final_state=return_final_state,
-            cu_seqlens=cu_seqlens,
-            valid_BT=valid_BT,
-            chunk=chunk,
-            **parameters,
-        )
+        if dispatch.use_triton("scan", *inputs, limit=_limit(sizes, x_BTHP.dtype)):
+            from sigma_kernels.scan.triton_op import mamba3_scan_triton
+
+            return mamba3_scan_triton(*inputs, **options, **parameters)
+        out = mamba3_scan_chunked(*inputs, **options, chunk=chunk, **parameters)
     if not isinstance(out, tuple):
         return count_reference("scan", out)[0]
     y_BTHP, state = out
     return count_reference("scan", y_BTHP)[0], state
+
+
+WIDEST_HEAD, WIDEST_STATE, HIGHEST_RANK = 128, 256, 16
+"""What the kernels' tiles hold."""
+
+
+def _limit(n: Sizes, dtype: torch.dtype) -> str | None:
+    """Why the kernels do not take a scan of these sizes, or None."""
+    if dtype == torch.float64:
+        return "fp64 is the reference's"
+    if n.head_size > WIDEST_HEAD or n.state > WIDEST_STATE or n.rank > HIGHEST_RANK:
+        return f"the kernels take P <= {WIDEST_HEAD}, N <= {WIDEST_STATE} and R <= {HIGHEST_RANK}"
+    return None
 
 
 def mamba3_step(
@@ -125,7 +141,9 @@ def mamba3_step(
     """One token of `mamba3_scan`: returns y_BHP and overwrites the tensors of `state` with the state after it.
 
     The arguments are those of the scan without the time axis. A row that is not valid keeps its state and gets y = 0.
-    Not differentiable. Raises ValueError naming the tensor whose shape or dtype does not fit.
+    On CUDA one Triton launch, which reads columns of a wider projection in place and may be captured in a CUDA graph;
+    elsewhere the reference. Counts `scan.step`. Not differentiable. Raises ValueError naming the tensor whose shape or
+    dtype does not fit.
     """
     inputs = (x_BHP, z_BHP, in_BRGN, out_BRGN, dd_dt_BH, dd_a_BH, trap_BH, angle_BS)
     parameters = ScanParameters(
@@ -143,5 +161,12 @@ def mamba3_step(
     check_valid("valid_B", valid_B, (x_BHP.shape[0],))
     check_state("state", state, x_BHP.shape[0], sizes, x_BHP)
     counters.add("scan.step")
+    learned = [dt_bias_H, in_norm_N, out_norm_N, in_bias_HRN, out_bias_HRN, skip_H, y_norm_HP, valid_B]
+    learned += [] if mimo is None else list(vars(mimo).values())
+    tensors = [*inputs, *vars(state).values(), *(t for t in learned if t is not None)]
+    if dispatch.use_triton("scan.step", *tensors):
+        from sigma_kernels.scan.step_kernel import launch_step
+
+        return launch_step(state, inputs, valid_B, parameters)
     with torch.autocast(x_BHP.device.type, enabled=False):
         return mamba3_step_reference(state, *inputs, valid_B=valid_B, **parameters)

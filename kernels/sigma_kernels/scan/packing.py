@@ -39,14 +39,24 @@ def left_of_next(left_BTH: Tensor, valid_BT: Tensor | None) -> Tensor:
 
     The last step of a packed sequence gets the weight of the next sequence's first: the masks let nothing read it.
     """
-    batch, steps, heads = left_BTH.shape
+    batch, _, heads = left_BTH.shape
     padded = torch.cat([left_BTH, left_BTH.new_zeros(batch, 1, heads)], 1)
     if valid_BT is None:
         return padded[:, 1:]
-    index_BT = torch.where(valid_BT, torch.arange(steps, device=left_BTH.device), steps)
-    index_BT = index_BT.flip(1).cummin(1).values.flip(1)  # first valid step at or after t
-    index_BT = torch.cat([index_BT[:, 1:], torch.full_like(index_BT[:, :1], steps)], 1)
+    index_BT = neighbours(valid_BT)[0].long()
     return padded.gather(1, index_BT[..., None].expand(-1, -1, heads))
+
+
+def neighbours(valid_BT: Tensor) -> tuple[Tensor, Tensor]:
+    """int32 [B, T]: the next valid step after each step, and the last one before it; T where there is none."""
+    steps = valid_BT.shape[1]
+    own = torch.arange(steps, device=valid_BT.device)
+    ahead = torch.where(valid_BT, own, steps).flip(1).cummin(1).values.flip(1)  # the first at or after t
+    behind = torch.where(valid_BT, own, -1).cummax(1).values  # the last at or before t
+    none = torch.full_like(ahead[:, :1], steps)
+    following = torch.cat([ahead[:, 1:], none], 1)
+    previous = torch.cat([none, torch.where(behind < 0, steps, behind)[:, :-1]], 1)
+    return following.int(), previous.int()
 
 
 def first_valid(valid_BT: Tensor) -> Tensor:

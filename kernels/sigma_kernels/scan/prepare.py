@@ -67,6 +67,39 @@ def heavy_tail(a: Tensor) -> Tensor:
     return torch.where(a >= 0, 1 + a, 1 / (1 - a.clamp(max=0)))
 
 
+@dataclass(frozen=True)
+class Coefficients:
+    """The recurrence's numbers per head and step, [B, T, H] in the compute dtype; all 0 in a padded step."""
+
+    dt_BTH: Tensor
+    log_decay_BTH: Tensor  # dt * A <= 0
+    gamma_BTH: Tensor  # weight of the right end, lambda * dt
+    left_BTH: Tensor  # weight of the left end before its decay, (1 - lambda) * dt
+
+
+def clean(t: Tensor, valid_BT: Tensor | None) -> Tensor:
+    """`t` [B, T, ...] with 0 in padded steps, by `where`: NaN there must reach neither the output nor a gradient."""
+    return t if valid_BT is None else torch.where(valid_BT.view(*valid_BT.shape, *[1] * (t.dim() - 2)), t, 0)
+
+
+def coefficients(
+    dd_dt_BTH: Tensor, dd_a_BTH: Tensor, trap_BTH: Tensor, dt_bias_H: Tensor, valid_BT: Tensor | None
+) -> Coefficients:
+    """From the control projection, already cleaned and in the compute dtype."""
+    dt_BTH = clean(F.softplus(dd_dt_BTH + dt_bias_H.to(dd_dt_BTH.dtype)), valid_BT)
+    return Coefficients(
+        dt_BTH=dt_BTH,
+        log_decay_BTH=dt_BTH * -heavy_tail(dd_a_BTH).clamp(min=DECAY_FLOOR),
+        gamma_BTH=torch.sigmoid(trap_BTH) * dt_BTH,
+        left_BTH=torch.sigmoid(-trap_BTH) * dt_BTH,
+    )
+
+
+def half_turns(angle_BTS: Tensor) -> Tensor:
+    """pi * tanh(angle) radians per unit of time are tanh(angle) / 2 turns: no rounding of pi enters the phase."""
+    return torch.tanh(angle_BTS) * 0.5
+
+
 def prepare(
     x_BTHP: Tensor,
     z_BTHP: Tensor,
@@ -85,25 +118,19 @@ def prepare(
     mimo, y_norm_HP = parameters.get("mimo"), parameters.get("y_norm_HP")
     matrix = in_BTRGN.shape[-1:]
 
-    def clean(t: Tensor) -> Tensor:
-        # `where`, not a product: NaN in the padding must reach neither the output nor a gradient.
-        t = t.to(dtype)
-        return t if valid_BT is None else torch.where(valid_BT.view(*valid_BT.shape, *[1] * (t.dim() - 2)), t, 0)
+    def cast(t: Tensor) -> Tensor:
+        return clean(t.to(dtype), valid_BT)
 
-    dt_BTH = F.softplus(clean(dd_dt_BTH) + parameters["dt_bias_H"].to(dtype))
-    if valid_BT is not None:
-        dt_BTH = torch.where(valid_BT[..., None], dt_BTH, 0)
-    trap_BTH = clean(trap_BTH)
+    numbers = coefficients(cast(dd_dt_BTH), cast(dd_a_BTH), cast(trap_BTH), parameters["dt_bias_H"], valid_BT)
     return Prepared(
-        x_BTHP=clean(x_BTHP),
-        z_BTHP=clean(z_BTHP),
-        in_BTRGN=F.rms_norm(clean(in_BTRGN), matrix, parameters["in_norm_N"].to(dtype), NORM_EPS),
-        out_BTRGN=F.rms_norm(clean(out_BTRGN), matrix, parameters["out_norm_N"].to(dtype), NORM_EPS),
-        log_decay_BTH=dt_BTH * -heavy_tail(clean(dd_a_BTH)).clamp(min=DECAY_FLOOR),
-        gamma_BTH=torch.sigmoid(trap_BTH) * dt_BTH,
-        left_BTH=torch.sigmoid(-trap_BTH) * dt_BTH,
-        # pi * tanh(angle) radians per unit of time are tanh(angle) / 2 turns: no rounding of pi enters the phase.
-        turns_BTHS=dt_BTH[..., None] * (torch.tanh(clean(angle_BTS)) * 0.5)[:, :, None],
+        x_BTHP=cast(x_BTHP),
+        z_BTHP=cast(z_BTHP),
+        in_BTRGN=F.rms_norm(cast(in_BTRGN), matrix, parameters["in_norm_N"].to(dtype), NORM_EPS),
+        out_BTRGN=F.rms_norm(cast(out_BTRGN), matrix, parameters["out_norm_N"].to(dtype), NORM_EPS),
+        log_decay_BTH=numbers.log_decay_BTH,
+        gamma_BTH=numbers.gamma_BTH,
+        left_BTH=numbers.left_BTH,
+        turns_BTHS=numbers.dt_BTH[..., None] * half_turns(cast(angle_BTS))[:, :, None],
         in_bias_HRN=parameters["in_bias_HRN"].to(dtype),
         out_bias_HRN=parameters["out_bias_HRN"].to(dtype),
         skip_H=parameters["skip_H"].to(dtype),

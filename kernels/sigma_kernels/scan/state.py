@@ -26,7 +26,8 @@ class Mamba3State:
 
     `phase_BHS` holds int32 turns (2**32 is one turn, so that overflow is the wrap), `state_BHPN` the SSM state,
     `key_BRHN` the last rotated input matrix and `x_BHP` the last input before the MIMO expansion: the two factors of
-    the trapezoid's left end. All but the phase are fp32 (fp64 for fp64 inputs).
+    the trapezoid's left end. All but the phase are fp32 (fp64 for fp64 inputs). To halve the memory and the traffic of
+    decoding, `state_BHPN` may be kept in bf16: a step computes in fp32 and rounds once, when it stores.
     """
 
     phase_BHS: Tensor

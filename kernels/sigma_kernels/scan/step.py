@@ -43,10 +43,11 @@ def mamba3_step_reference(
     alpha, gamma, left = (c[:, 0, :, None, None] for c in (p.log_decay_BTH.exp(), p.gamma_BTH, p.left_BTH))
     ends_BHRP = torch.cat([expand_x(state.x_BHP, p.mimo) * (left * alpha), x_BHRP * gamma], 2)
     keys_BHRN = torch.cat([state.key_BRHN.transpose(1, 2), key_BHRN], 2)
-    state.state_BHPN.mul_(alpha).add_(ends_BHRP.mT @ keys_BHRN)
-    y_BHRP = query_BHRN @ state.state_BHPN.mT + p.skip_H[:, None, None] * x_BHRP
+    state_BHPN = state.state_BHPN.to(p.x_BTHP.dtype).mul_(alpha).add_(ends_BHRP.mT @ keys_BHRN)
+    y_BHRP = query_BHRN @ state_BHPN.mT + p.skip_H[:, None, None] * x_BHRP
 
     state.phase_BHS.copy_(phase_BHS)
+    state.state_BHPN.copy_(state_BHPN)  # rounds to a state in bf16, and only here; itself otherwise
     key_BRHN, last_x_BHP = key_BHRN.transpose(1, 2), p.x_BTHP[:, 0]
     if valid_B is not None:
         key_BRHN = torch.where(valid_B[:, None, None, None], key_BRHN, state.key_BRHN)

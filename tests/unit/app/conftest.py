@@ -1,5 +1,6 @@
 """A folder of its own for every test: working directory, log files, caches, environment."""
 
+import contextlib
 import os
 import sys
 import types
@@ -37,7 +38,8 @@ class StandIn:
         self.fail_run: BaseException | None = None
         self.end = ("finished", 0, None)
 
-    def build_trainer(self, config, origins, *, listeners):
+    def build_trainer(self, config, origins, *, listeners, stop, lock):
+        assert lock.path.parent == config.run.output_dir.resolve(), "taken before anything heavy is loaded"
         self.config, self.origins = config, dict(origins)
         if self.fail_build:
             raise self.fail_build
@@ -60,4 +62,5 @@ def trainer(monkeypatch: pytest.MonkeyPatch) -> StandIn:
     module = types.ModuleType("sigma.build")
     module.build_trainer = stand_in.build_trainer
     monkeypatch.setitem(sys.modules, "sigma.build", module)
+    monkeypatch.setattr("sigma_app.training.keep_awake", lambda say: contextlib.nullcontext())
     return stand_in

@@ -1,15 +1,13 @@
-"""Where the args file is looked for, and what the environment looks like when torch is imported."""
+"""Where the args file is looked for, and which folders the program makes beside itself."""
 
-import importlib
 import os
 import sys
 from pathlib import Path
 
 import pytest
 
-from sigma.config.explain import ARGS_FILE_NAME
+from sigma.config.explain import ARGS_FILE_NAME, args_template
 from sigma.core import paths
-from sigma.core.version import VERSION
 from sigma_app import bootstrap
 
 
@@ -69,50 +67,41 @@ def test_broken_link_to_an_args_file_is_not_taken_for_missing(home: Path):
 
 
 def test_template_is_not_written_over_anything_and_a_closed_folder_is_said(home: Path, monkeypatch: pytest.MonkeyPatch):
-    path, message = bootstrap.write_args_template()
+    path, lines = bootstrap.write_args_template()
     assert path == home / ARGS_FILE_NAME
-    assert "wrote a commented one" in message
+    assert "wrote a commented one" in lines[0]
     path.write_text("mine")
     assert bootstrap.write_args_template()[0] is None
     assert path.read_text() == "mine"
-    monkeypatch.setattr(bootstrap, "args_file_folders", lambda: [home / "none"])
-    path, message = bootstrap.write_args_template()
+    monkeypatch.setattr(bootstrap, "program_folder", lambda: home / "none")
+    path, lines = bootstrap.write_args_template()
     assert path is None
-    assert f"{home / 'none'} cannot be written to (No such file or directory)" in message
+    assert f"{home / 'none'} cannot be written to (No such file or directory)" in lines[0]
+    assert lines[1] == args_template(), "shown instead"
 
 
-def test_users_own_variables_are_kept_and_caches_are_keyed_by_version():
-    environment = {"HF_HOME": "/mine", "TOKENIZERS_PARALLELISM": "true"}
-    assert bootstrap.prepare_environment(environment) == []
-    assert environment["HF_HOME"] == "/mine"
-    assert environment["TOKENIZERS_PARALLELISM"] == "true"
-    assert environment["TRITON_BACKENDS_IN_TREE"] == "1"
-    names = ("TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "TORCH_EXTENSIONS_DIR", "CUDA_CACHE_PATH", "MPLCONFIGDIR")
-    for name in names:
-        folder = Path(environment[name])
-        assert folder.is_dir()
-        assert folder.parent == paths.cache_dir()
-        assert folder.parent.name == VERSION
+def test_template_goes_beside_the_executable_not_beside_a_link(program: Path):
+    assert bootstrap.write_args_template()[0] == program / ARGS_FILE_NAME
+    assert bootstrap.find_args_file() == program / ARGS_FILE_NAME
 
 
-def test_generated_modules_are_imported_from_the_cache_folder(home: Path):
-    environment: dict[str, str] = {}
-    before = list(sys.path)
-    bootstrap.prepare_environment(environment)
-    bootstrap.prepare_environment({})
-    folder = Path(environment["UNSLOTH_COMPILE_LOCATION"])
-    assert sys.path == [*before, str(folder.parent)], "once, and behind everything else"
-    (folder / "made.py").write_text("VALUE = 5")
-    module = importlib.import_module(f"{folder.name}.made")
-    assert module.VALUE == 5
+def test_folders_that_a_person_looks_into_are_beside_the_executable_and_never_here(program: Path, home: Path):
+    assert bootstrap.make_known_folders() == []
+    assert {path.name for path in program.iterdir()} == {"sigma", "data", "errors"}
+    assert bootstrap.known_errors_dir() == program / "errors"
     assert list(home.iterdir()) == []
-    for name in [name for name in sys.modules if name.startswith(folder.name)]:
-        del sys.modules[name]
 
 
-def test_cache_folder_that_cannot_be_written_is_said_once(tmp_path: Path):
-    (tmp_path / "cache").write_text("a file where the folder would be")
-    environment: dict[str, str] = {}
-    (message,) = bootstrap.prepare_environment(environment)
-    assert "caches cannot be kept in" in message
-    assert "TRITON_CACHE_DIR" not in environment
+def test_folders_of_a_read_only_program_are_the_users_and_their_place_is_said(program: Path, monkeypatch, tmp_path):
+    monkeypatch.setattr(paths, "is_portable", lambda folder: False)
+    (line,) = bootstrap.make_known_folders()
+    users = tmp_path / "data" / "sigma"
+    assert line == f"{program} is not for writing: data, errors and runs are in {users}"
+    assert bootstrap.known_errors_dir() == users / "errors"
+    assert [path.name for path in program.iterdir()] == ["sigma"]
+
+
+def test_from_source_no_folder_is_made(home: Path):
+    assert bootstrap.make_known_folders() == []
+    assert bootstrap.known_errors_dir() is None
+    assert list(home.iterdir()) == []

@@ -34,6 +34,25 @@ def test_help_names_commands_and_flags(argv, capsys):
     assert "--[no-]resume" in out
 
 
+def test_help_of_a_small_command_names_its_own_options_only(capsys):
+    assert main(["generate", "--help"]) == 0
+    out = capsys.readouterr().out
+    assert "sigma generate: Complete a prompt" in out
+    for name in (
+        "--run PATH",
+        "--prompt TEXT",
+        "--tokens",
+        "--temperature",
+        "--top-k",
+        "--seed",
+        "--device auto|cuda|cpu",
+    ):
+        assert name in out
+    assert "--d-model" not in out
+    assert main(["report", "-h"]) == 0
+    assert "--run" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("word", ["--version", "-V", "version"])
 def test_version(word, capsys):
     assert main([word]) == 0

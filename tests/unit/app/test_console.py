@@ -43,7 +43,6 @@ def test_the_start_says_device_folder_size_and_when_to_expect_what() -> None:
     text = shown(STARTUP)
     for part in (
         "cpu",
-        "runs/x",
         "1,234,567",
         "muon hidden",
         "step 1 of 500",
@@ -62,6 +61,21 @@ def test_a_start_after_the_last_step_says_that_only_the_validation_is_left() -> 
     text = shown(STARTUP | {"checkpoint_resume_step": 500})
     assert "the final validation is left" in text
     assert "continues after" not in text
+
+
+@pytest.mark.parametrize(
+    "interval, step, expected",
+    [(200, 10, "step 200, in about 1m14s"), (200, 210, "step 400, in about 2m06s"), (0, 10, "step 500, in about 3m12s"),
+     (900, 10, "step 500, in about 3m12s")],
+    ids=["fresh", "continued", "only-at-the-end", "longer-than-the-run"],
+)  # fmt: skip
+@pytest.mark.parametrize("stream", [io.StringIO, Terminal], ids=["plain", "terminal"])
+def test_the_first_measured_speed_says_when_the_first_sample_comes(interval, step, expected, stream) -> None:
+    text = shown(
+        STARTUP | {"sample_interval": interval}, TRAIN | {"step": step}, TRAIN | {"step": step + 10}, stream=stream()
+    )
+    assert f"first text sample after {expected}, in the folder samples" in text
+    assert text.count("first text sample") == 1
 
 
 @pytest.mark.parametrize("stream", [io.StringIO, Terminal], ids=["plain", "terminal"])

@@ -46,18 +46,20 @@ def test_tee_is_the_stream_in_every_other_respect():
     assert Tee(screen, io.StringIO()).getvalue() == ""
 
 
-def test_oldest_logs_go(home: Path):
+def test_oldest_logs_go_and_those_of_others_stay(home: Path):
     for number in range(KEPT_LOGS + 5):
-        (home / f"2026{number:03d}.log").write_text("")
+        (home / f"20260101T{number:06d}Z-7.log").write_text("")
+        (home / f"{number}-server.log").write_text("not ours")
     remove_old_logs(home)
-    names = sorted(path.name for path in home.iterdir())
+    assert len(list(home.glob("*-server.log"))) == KEPT_LOGS + 5
+    names = sorted(path.name for path in home.glob("*-7.log"))
     assert len(names) == KEPT_LOGS
-    assert names[0] == "2026005.log"
+    assert names[0] == "20260101T000005Z-7.log"
 
 
 def test_native_crash_leaves_the_python_stack_in_the_fault_file():
     code = (
-        "import ctypes\nfrom sigma_app.logfile import LogFile\nlog = LogFile('x')\n"
+        "import ctypes\nfrom sigma_app.logfile import LogFile, log_dir\nlog = LogFile('x', log_dir())\n"
         "def touch_nothing():\n    ctypes.string_at(0)\ntouch_nothing()"
     )
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
@@ -69,7 +71,7 @@ def test_native_crash_leaves_the_python_stack_in_the_fault_file():
 
 def test_close_gives_the_streams_back():
     before = sys.stdout, sys.stderr
-    log = LogFile("first")
+    log = LogFile("first", logfile.log_dir())
     print("second")
     log.close()
     assert (sys.stdout, sys.stderr) == before

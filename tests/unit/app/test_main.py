@@ -13,6 +13,7 @@ from sigma.config.explain import ARGS_FILE_NAME
 from sigma.core.errors import MissingRequirementError, SigmaError
 from sigma.core.lock import RunLockedError
 from sigma_app.__main__ import end, main
+from sigma_app.nvidia import Gpu, Nvidia
 from sigma_app.session import Session
 
 DATA = Path(__file__).parents[2] / "data"
@@ -211,6 +212,25 @@ def test_streams_are_given_back(trainer):
     before = sys.stdout, sys.stderr
     main(["--device", "cpu"])
     assert (sys.stdout, sys.stderr) == before
+
+
+def test_a_report_about_the_last_start_that_cannot_be_written_does_not_stop_this_one(trainer, capsys, monkeypatch):
+    def full(*_args, **_words):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("sigma_app.training.told_at_start", full)
+    assert main(["--device", "cpu"]) == 0
+    assert "its report cannot be written: [Errno 28] No space left on device" in capsys.readouterr().err
+
+
+def test_a_gpu_that_cannot_be_used_is_said_before_the_cpu_trains(trainer, capsys, monkeypatch):
+    monkeypatch.setattr("sigma_app.session.cuda_memory_gb", lambda: None)
+    monkeypatch.setattr("sigma_app.session.torch_cuda", lambda: "13.0")
+    monkeypatch.setattr("sigma_app.nvidia.find", lambda: Nvidia("550.1", (Gpu("NVIDIA L4", 24.0, (8, 9)),)))
+    assert main([]) == 0
+    out, err = capsys.readouterr()
+    assert "GPU         NVIDIA L4, 24 GB, driver 550.1 (CUDA 13 needs driver 580 or newer)" in out
+    assert "warning: the GPU cannot be used: the driver is 550.1, and CUDA 13.0 needs 580 or newer" in err
 
 
 def test_caches_are_below_the_cache_folder_and_never_in_the_working_directory(home, trainer, tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -35,7 +36,9 @@ def holder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
 
 
 def test_second_process_is_refused_and_told_the_pid_of_the_first(tmp_path: Path, holder: subprocess.Popen[str]):
-    with pytest.raises(RunLockedError, match=rf"in use by process {holder.pid}; .*--output-dir"):
+    with pytest.raises(
+        RunLockedError, match=rf"in use by process {holder.pid} on {socket.gethostname()}; .*--output-dir"
+    ):
         RunLock(tmp_path).acquire()
 
 

@@ -1,0 +1,98 @@
+"""Device functions of the scan's kernels: what decides the phase must be the same to the last bit in all of them.
+
+torch evaluates exp, log1p and tanh on CUDA by the functions of libdevice, so the kernels call the same ones; Triton's
+own `tl.exp` is an approximation that would give other increments. The interpreter has no libdevice: there, and only
+there, formulas stand in for it.
+"""
+
+# The device code is a language of its own, which the type checker takes for Python.
+# pyright: reportGeneralTypeIssues=false, reportAssignmentType=false
+
+from __future__ import annotations
+
+import math
+
+import triton
+import triton.language as tl
+from triton.language.extra import libdevice
+
+from sigma_kernels import dispatch
+
+LIBDEVICE = tl.constexpr(not dispatch.interpreting())
+# softplus(x) = x above, as in torch.nn.functional.softplus
+LINEAR_FROM = tl.constexpr(20.0)
+RADIANS_PER_COUNT = tl.constexpr(2 * math.pi / 2**32)
+
+
+@triton.jit
+def softplus(x):
+    """log(1 + e^x)."""
+    if LIBDEVICE:
+        y = libdevice.log1p(libdevice.exp(x))
+    else:
+        # log1p(e) = log(1 + e) e / ((1 + e) - 1): the error of the first sum cancels
+        e = tl.exp(tl.minimum(x, LINEAR_FROM))
+        u = 1 + e
+        y = tl.where(u == 1, e, tl.log(u) * e / tl.where(u == 1, 1, u - 1))
+    return tl.where(x > LINEAR_FROM, x, y)
+
+
+@triton.jit
+def tanh(x):
+    if LIBDEVICE:
+        y = libdevice.tanh(x)
+    else:
+        e = tl.exp(-2 * tl.abs(x))
+        y = (1 - e) / (1 + e)
+        y = tl.where(x < 0, -y, y)
+    return y
+
+
+@triton.jit
+def heavy_tail(a):
+    """1 + a for a >= 0, 1 / (1 - a) below, at least 1e-4."""
+    return tl.maximum(tl.where(a >= 0, 1 + a, 1 / (1 - tl.minimum(a, 0.0))), 1e-4)
+
+
+@triton.jit
+def turns_to_int32(turns):
+    """Turns (fp32 or fp64) as int32 multiples of 2^-32 turn: rounded half to even, then wrapped modulo one turn.
+
+    Adding and taking away 2^23 (2^52 in fp64) rounds half to even below that number, above which every float is an
+    integer. Whole turns go first, exactly, so that the count fits 32 bits: fp32 needs no 64-bit integer.
+    """
+    magnitude = tl.abs(turns)
+    if turns.dtype == tl.float64:
+        integers_from: tl.constexpr = 4503599627370496.0
+    else:
+        integers_from: tl.constexpr = 8388608.0
+    whole = (magnitude + integers_from) - integers_from
+    count = tl.abs(tl.where(magnitude < integers_from, magnitude - whole, 0.0)) * 4294967296.0
+    rounded = (count + integers_from) - integers_from
+    rounded = tl.where(count < integers_from, rounded, count).to(tl.uint32).to(tl.int32, bitcast=True)
+    # the remainder of `magnitude` is negative where it was rounded up
+    return tl.where((turns < 0) != (magnitude < whole), -rounded, rounded)
+
+
+@triton.jit
+def cos_sin(phase, ACC: tl.constexpr):
+    """(cos, sin) of int32 turns. The quadrant is taken off in integers, so that no large angle loses digits.
+
+    fp32: polynomials of the Cephes library on [-pi/4, pi/4], within 1e-7; they need no slow path for large arguments.
+    """
+    if tl.float64 == ACC:
+        angle = phase.to(tl.float64) * RADIANS_PER_COUNT
+        cos = tl.cos(angle)
+        sin = tl.sin(angle)
+    else:
+        quadrant = (phase + 536870912) >> 30  # the sum may wrap: only the two lowest bits count
+        x = (phase - (quadrant << 30)).to(tl.float32) * RADIANS_PER_COUNT
+        z = x * x
+        s = ((-1.9515295891e-4 * z + 8.3321608736e-3) * z - 1.6666654611e-1) * z * x + x
+        c = ((2.443315711809948e-5 * z - 1.388731625493765e-3) * z + 4.166664568298827e-2) * z * z - 0.5 * z + 1.0
+        swap = (quadrant & 1) == 1
+        cos = tl.where(swap, s, c)
+        sin = tl.where(swap, c, s)
+        cos = tl.where(((quadrant + 1) & 2) == 2, -cos, cos)
+        sin = tl.where((quadrant & 2) == 2, -sin, sin)
+    return cos, sin

@@ -1,0 +1,149 @@
+"""The tiles that the scan's kernels share: rows of matrices, turned by their phase, and the weights between rows.
+
+Pointers come advanced to the first step of a chunk, so that rows count from there and 32 bits are enough for them.
+A row is one rank of one step: row m of a block is rank m % RANK of step m // RANK, so that MIMO and SISO are one code
+path. RANK is the true rank rounded up to a power of two; rows of ranks beyond the true one are 0. The N channels are
+two tiles of HALF columns, the half-split pairs (i, i + N/2).
+"""
+
+# The device code is a language of its own, which the type checker takes for Python.
+# pyright: reportGeneralTypeIssues=false, reportAssignmentType=false
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from sigma_kernels.scan.kernel_math import LIBDEVICE, cos_sin
+
+RADIANS_PER_UPPER_HALF = tl.constexpr(9.587379924285257e-05)  # 2 pi / 2**16
+
+
+@triton.jit
+def cos_sin_of_stored(stored):
+    """(cos, sin) of a stored phase: accurate for int32; for int16 by the hardware's approximation, within 1e-6."""
+    if stored.dtype == tl.int16:
+        angle = stored.to(tl.float32) * RADIANS_PER_UPPER_HALF
+        if LIBDEVICE:
+            cos = tl.inline_asm_elementwise(
+                "cos.approx.f32 $0, $1;", "=f,f", [angle], dtype=tl.float32, is_pure=True, pack=1
+            )
+            sin = tl.inline_asm_elementwise(
+                "sin.approx.f32 $0, $1;", "=f,f", [angle], dtype=tl.float32, is_pure=True, pack=1
+            )
+        else:
+            cos = tl.cos(angle)
+            sin = tl.sin(angle)
+    else:
+        cos, sin = cos_sin(stored, tl.float32)
+    return cos, sin
+
+
+@triton.jit
+def row_angles(phase_ptr, row, inside, pair, S: tl.constexpr, HALF: tl.constexpr):
+    """(cos, sin) of every row and of the pairs from `pair` on, [M, HALF]; phases are [., S], from S on none turns."""
+    column = pair + tl.arange(0, HALF)
+    at = phase_ptr + row[:, None] * S + column[None, :]
+    return cos_sin_of_stored(tl.load(at, mask=inside[:, None] & (column < S)[None, :], other=0))
+
+
+@triton.jit
+def matrix_rows(
+    matrix_ptr, bias_ptr, row, rank, group, head, inside, pair,
+    N: tl.constexpr, G: tl.constexpr, R: tl.constexpr, HALF: tl.constexpr,
+):  # fmt: skip
+    """Rows of one head, fp32 [M, HALF] twice: the normalised matrix [., R, G, N] plus bias [H, R, N], not turned.
+
+    The tiles are the channels pair .. pair + HALF and their partners, N / 2 further on.
+    """
+    column = pair + tl.arange(0, HALF)
+    split: tl.constexpr = (N + 1) // 2
+    low = inside[:, None]
+    high = inside[:, None]
+    if (N // 2) % HALF != 0:
+        low = low & (column < split)[None, :]
+        high = high & (column < N // 2)[None, :]
+    at = matrix_ptr + ((row * R + rank) * G + group)[:, None] * N + column[None, :]
+    u0 = tl.load(at, mask=low, other=0.0).to(tl.float32)
+    u1 = tl.load(at + split, mask=high, other=0.0).to(tl.float32)
+    if R == 1:  # one bias for all rows; those beyond the end are multiplied by 0 wherever they are used
+        own = bias_ptr + head * N + column
+        u0 += tl.load(own, mask=column < split, other=0.0)[None, :]
+        u1 += tl.load(own + split, mask=column < N // 2, other=0.0)[None, :]
+    else:
+        own = bias_ptr + ((head * R + rank) * N)[:, None] + column[None, :]
+        u0 += tl.load(own, mask=low, other=0.0)
+        u1 += tl.load(own + split, mask=high, other=0.0)
+    return u0, u1
+
+
+@triton.jit
+def turned_rows(
+    matrix_ptr, bias_ptr, cos, sin, row, rank, group, head, inside, pair,
+    N: tl.constexpr, G: tl.constexpr, R: tl.constexpr, HALF: tl.constexpr,
+):  # fmt: skip
+    """`matrix_rows`, turned by the phase."""
+    u0, u1 = matrix_rows(matrix_ptr, bias_ptr, row, rank, group, head, inside, pair, N, G, R, HALF)
+    return u0 * cos - u1 * sin, u0 * sin + u1 * cos
+
+
+@triton.jit
+def value_rows(
+    x_ptr, expand_ptr, row, rank, head, inside, stride_t, stride_r,
+    P: tl.constexpr, R: tl.constexpr, BLOCK_P: tl.constexpr,
+):  # fmt: skip
+    """Rows [M, BLOCK_P] of one head of x [., P] (stride_r 0) or dY [., R, P], in their dtype.
+
+    Times the rank's vector [H, R, P] where there is one.
+    """
+    column = tl.arange(0, BLOCK_P)
+    mask = inside[:, None]
+    if BLOCK_P != P:
+        mask = mask & (column < P)[None, :]
+    x = tl.load(x_ptr + (row * stride_t + rank * stride_r)[:, None] + column[None, :], mask=mask, other=0.0)
+    if expand_ptr is not None:
+        vector = tl.load(expand_ptr + ((head * R + rank) * P)[:, None] + column[None, :], mask=mask, other=0.0)
+        x = (x.to(tl.float32) * vector).to(x_ptr.dtype.element_ty)
+    return x
+
+
+@triton.jit
+def decay_between(g_i, g_j, step_i, step_j, sequence_ptr, T):
+    """e^{g_i - g_j} where step j is strictly before step i, in the same sequence; else 0. [M, M]."""
+    before = step_i[:, None] > step_j[None, :]
+    if sequence_ptr is not None:
+        sequence_i = tl.load(sequence_ptr + step_i, mask=step_i < T, other=-1)
+        sequence_j = tl.load(sequence_ptr + step_j, mask=step_j < T, other=-2)
+        before = before & (sequence_i[:, None] == sequence_j[None, :])
+    return tl.where(before, tl.exp2(tl.minimum(g_i[:, None] - g_j[None, :], 0.0)), 0.0)
+
+
+@triton.jit
+def decay_to(g_j, g_i, step_j, step_i, sequence_ptr, T):
+    """`decay_between`, transposed: rows are the earlier steps j, columns the later steps i."""
+    before = step_i[None, :] > step_j[:, None]
+    if sequence_ptr is not None:
+        sequence_i = tl.load(sequence_ptr + step_i, mask=step_i < T, other=-1)
+        sequence_j = tl.load(sequence_ptr + step_j, mask=step_j < T, other=-2)
+        before = before & (sequence_i[None, :] == sequence_j[:, None])
+    return tl.where(before, tl.exp2(tl.minimum(g_i[None, :] - g_j[:, None], 0.0)), 0.0)
+
+
+@triton.jit
+def entering_weight(g, step, sequence_ptr, start, T):
+    """e^{g_i}: how much of the state that enters the chunk (which begins at step `start`) is left at each row."""
+    weight = tl.exp2(g)
+    if sequence_ptr is not None:
+        before = tl.load(sequence_ptr + start - 1, mask=start > 0, other=-1)
+        weight = tl.where(tl.load(sequence_ptr + step, mask=step < T, other=-2) == before, weight, 0.0)
+    return weight
+
+
+@triton.jit
+def leaving_weight(g, g_end, step, sequence_ptr, end, T):
+    """e^{g_end - g_j}: how much of each row is left in the state after the chunk, whose last step is `end`."""
+    weight = tl.exp2(tl.minimum(g_end - g, 0.0))
+    if sequence_ptr is not None:
+        last = tl.load(sequence_ptr + end)
+        weight = tl.where(tl.load(sequence_ptr + step, mask=step < T, other=-2) == last, weight, 0.0)
+    return weight

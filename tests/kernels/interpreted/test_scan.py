@@ -1,0 +1,126 @@
+"""The Triton scan, interpreted: values, states and every gradient against the fp64 reference."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import numpy as np
+import pytest
+import torch
+from triton.runtime import interpreter
+
+from sigma_kernels import counters
+from sigma_kernels.scan.op import mamba3_scan
+from sigma_kernels.scan.reference import mamba3_scan_reference
+from tests.kernels.scan_cases import Shape, make_case, run
+from tests.kernels.scan_gates import assert_within_gates
+
+SHAPES = [
+    pytest.param(Shape(B=1, T=1, H=1, P=3, G=1), id="one-step"),
+    pytest.param(Shape(B=2, T=75, P=18, y_norm=True), id="two-chunks-norm"),
+    pytest.param(Shape(B=1, T=40, H=2, P=16, N=34, S=17, G=1, R=4, y_norm=True), id="rank-4-two-blocks"),
+    pytest.param(Shape(B=1, T=70, H=2, P=5, N=6, S=2, G=1, R=3), id="rank-3-padded-rows"),
+    pytest.param(Shape(B=1, T=20, H=2, P=4, N=7, S=0, G=2), id="no-rotation-odd-state"),
+    pytest.param(Shape(B=1, T=66, H=1, P=8, N=256, S=40, G=1), id="channels-in-two-parts"),
+]
+PACKED = [0, 5, 6, 70, 90]
+
+
+@pytest.fixture(autouse=True)
+def _no_device(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_of", lambda tensor: nullcontext())
+
+
+@pytest.fixture(autouse=True)
+def _every_access_lies_in_a_tensor(monkeypatch):
+    """The interpreter reads and writes whatever address it is given; a GPU would crash, or not."""
+    storages: list[tuple[int, int]] = []
+    init_args = interpreter.GridExecutor._init_args_hst
+    load, store = interpreter.InterpreterBuilder.create_masked_load, interpreter.InterpreterBuilder.create_masked_store
+
+    def remember(self, args, kwargs):
+        host_args, host_kwargs = init_args(self, args, kwargs)
+        given = [t.untyped_storage() for t in (*host_args, *host_kwargs.values()) if isinstance(t, torch.Tensor)]
+        storages[:] = [(s.data_ptr(), s.data_ptr() + s.nbytes()) for s in given]
+        return host_args, host_kwargs
+
+    def check(pointers, mask):
+        used = pointers.data[np.broadcast_to(mask.data, pointers.data.shape).astype(bool)].astype(np.uint64)
+        size = np.dtype(interpreter._get_np_dtype(pointers.get_element_ty())).itemsize
+        known = np.zeros(used.shape, dtype=bool)
+        for first, end in storages:
+            known |= (used >= first) & (used + size <= end)
+        assert known.all(), "a kernel reads or writes outside its tensors"
+
+    def checked_load(self, pointers, mask, *rest):
+        check(pointers, mask)
+        return load(self, pointers, mask, *rest)
+
+    def checked_store(self, pointers, value, mask, *rest):
+        check(pointers, mask)
+        return store(self, pointers, value, mask, *rest)
+
+    monkeypatch.setattr(interpreter.GridExecutor, "_init_args_hst", remember)
+    monkeypatch.setattr(interpreter.InterpreterBuilder, "create_masked_load", checked_load)
+    monkeypatch.setattr(interpreter.InterpreterBuilder, "create_masked_store", checked_store)
+
+
+def results(shape: Shape, *, states: int | None = None, with_state: bool, **options) -> tuple[dict, dict]:
+    """What the kernels and the fp64 reference make of the same case, rounded to fp32."""
+    got = run(mamba3_scan, make_case(shape, torch.float32, states=states), with_state=with_state, **options)
+    exact = make_case(shape, torch.float64, states=states)
+    return got, run(mamba3_scan_reference, exact, with_state=with_state, **options)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("with_state", [False, True], ids=["from-zero", "from-state"])
+def test_scan_equals_the_reference_in_values_states_and_gradients(shape, with_state):
+    if with_state and shape.N > 64:
+        pytest.skip("the state adds nothing to this shape")
+    assert_within_gates(*results(shape, with_state=with_state))
+    assert counters.get("scan.backward") == 1
+
+
+@pytest.mark.parametrize("rank", [1, 4])
+def test_packed_sequences_do_not_see_each_other(rank):
+    shape = Shape(B=1, T=90, H=2, P=16, G=1, R=rank, y_norm=True)
+    bounds = torch.tensor(PACKED, dtype=torch.int32)
+    case, exact = make_case(shape, torch.float32), make_case(shape, torch.float64)
+    got, want = ({}, {})
+    for scan, where, into in ((mamba3_scan, case, got), (mamba3_scan_reference, exact, want)):
+        leaves = where.leaves()
+        for leaf in leaves.values():
+            leaf.requires_grad_()
+        y = scan(**where.inputs, **where.parameters, cu_seqlens=bounds)
+        upstream = torch.randn(y.shape, generator=torch.Generator().manual_seed(7), dtype=torch.float64).to(y)
+        grads = torch.autograd.grad(y, list(leaves.values()), upstream)
+        into |= {"y": y.detach()} | {f"d {name}": grad for name, grad in zip(leaves, grads, strict=True)}
+    assert_within_gates(got, want)
+
+
+def test_packed_sequences_with_states_are_a_padded_batch():
+    shape = Shape(B=1, T=40, H=2, P=16, G=1, R=2)
+    bounds = torch.tensor([0, 5, 5, 33, 40], dtype=torch.int32)
+    assert_within_gates(*results(shape, states=4, with_state=True, cu_seqlens=bounds))
+
+
+def test_nan_in_padded_steps_reaches_neither_outputs_nor_gradients():
+    shape = Shape(B=2, T=30, H=2, P=16, G=1)
+    valid = torch.rand(2, 30, generator=torch.Generator().manual_seed(3)) > 0.4
+    valid[:, 12] = True
+    case, exact = make_case(shape, torch.float32), make_case(shape, torch.float64)
+    for tensor in case.inputs.values():
+        tensor[~valid] = torch.nan
+    got = run(mamba3_scan, case, with_state=True, valid_BT=valid)
+    assert_within_gates(got, run(mamba3_scan_reference, exact, with_state=True, valid_BT=valid))
+
+
+def test_columns_of_a_wider_projection_are_read_in_place():
+    shape = Shape(B=2, T=10, H=2, P=4, G=1)
+    case, exact = make_case(shape, torch.float32), make_case(shape, torch.float64)
+    wide = torch.full((2, 10, 50), torch.nan)
+    wide[..., 5:13], wide[..., 20:28] = case.inputs["x_BTHP"].flatten(2), case.inputs["z_BTHP"].flatten(2)
+    case.inputs["x_BTHP"] = wide[..., 5:13].unflatten(-1, (2, 4))
+    case.inputs["z_BTHP"] = wide[..., 20:28].unflatten(-1, (2, 4))
+    got = run(mamba3_scan, case)
+    assert_within_gates(got, run(mamba3_scan_reference, exact))

@@ -1,0 +1,115 @@
+"""Every kernel of the Triton scan compiles to a cubin, within recorded bounds of shared memory and spills."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from sigma_kernels.scan.triton_launch import tiles_of
+from tests.kernels.compile_only import EVERY_CAPABILITY, Usage, compile_kernel
+
+pytest.importorskip("triton")
+
+HEADS, STATE, HEAD_SIZE, PAIRS = 32, 128, 64, 32
+CONSUMER_SHARED_MEMORY = 99 * 1024
+# Bytes of local memory, rank 1 and rank 4, with the matrix products of sm_90 and sm_100 and with those of the others.
+WARPGROUP_SPILLS = {
+    "chunk_outer_kernel": (16, 816),
+    "scan_output_kernel": (48, 80),
+    "output_backward_kernel": (128, 1016),
+    "query_gradient_kernel": (648, 1016),
+    "key_gradient_kernel": (624, 816),
+    "value_gradient_kernel": (72, 320),
+}
+WARP_SPILLS = {
+    "scan_output_kernel": (648, 2104),
+    "output_backward_kernel": (584, 2152),
+    "query_gradient_kernel": (6472, 3064),
+    "key_gradient_kernel": (6768, 2456),
+    "value_gradient_kernel": (992, 2304),
+}
+# What a launch passes in 16 bits; the rest is fp32, the phases int16, their totals and the sequences int32.
+HALF = {
+    "q_ptr", "k_ptr", "x_ptr", "z_ptr", "matrix_ptr", "out_ptr", "state_ptr", "added_ptr", "start_ptr", "dy_ptr",
+    "dz_ptr", "dout_ptr", "dx_ptr", "dend_ptr", "dstart_ptr", "dd_dt_ptr", "dd_a_ptr", "trap_ptr", "angle_ptr",
+    "ddd_dt_ptr", "ddd_a_ptr", "dtrap_ptr",
+}  # fmt: skip
+INTEGERS = {"phase_ptr": "*i16", "total_ptr": "*i32", "sequence_ptr": "*i32"}
+UNALIGNED = {"restart_blocks", "chunks", "steps", "parts"}
+ABSENT = {"sequence_ptr", "valid_ptr", "next_ptr", "previous_ptr", "initial_ptr", "norm_ptr", "dnorm_ptr"}
+MIMO = {
+    "expand_ptr", "expand_x_ptr", "expand_z_ptr", "combine_ptr", "dexpand_ptr", "dexpand_z_ptr", "dcombine_ptr",
+}  # fmt: skip
+
+
+def kernels(rank: int, capability: int = 90) -> dict[str, tuple[Any, dict[str, Any], dict[str, Any]]]:
+    """Kernel, compile-time arguments and launch options by name, as the table has them for bf16."""
+    from sigma_kernels.scan import triton_coefficients, triton_gradients, triton_output, triton_phase, triton_states
+    from sigma_kernels.scan.triton_scan import COEFFICIENT_TILE, PASS_PAIRS, Sizes
+
+    tiles = tiles_of(rank, HEADS, 1, capability)
+    n = Sizes(8, 4096, HEADS, HEAD_SIZE, STATE, rank, 1, PAIRS, tiles)
+    phase = {"HEADS": tiles.heads_phase, "BLOCK_S": n.block_s, "STEPS": n.chunk_steps}
+    states = {"S": PAIRS, "N": STATE, "P": HEAD_SIZE, "BLOCK_N": PASS_PAIRS, "BLOCK_P": 64, "STAGES": 3}
+    inside = n.matrix(torch.bfloat16, tiles.pairs_inside)
+    outer = n.matrix(torch.bfloat16, tiles.pairs_outer)
+    matrix = n.matrix(torch.bfloat16, tiles.pairs) | {"HEADS": tiles.heads_matrix}
+    modules = (triton_coefficients, triton_phase, triton_states, triton_output, triton_gradients)
+    specified = {
+        "coefficients_kernel": (COEFFICIENT_TILE, {"num_warps": 4}),
+        "coefficients_backward_kernel": (COEFFICIENT_TILE, {"num_warps": 4}),
+        "phase_forward_kernel": (phase, tiles.phase.options()),
+        "phase_backward_kernel": (phase | {"BLOCK_RESTART": n.pair_blocks}, tiles.phase_backward.options()),
+        "chunk_outer_kernel": (outer, tiles.outer.options()),
+        "state_pass_kernel": (states, tiles.state_pass.options()),
+        "state_pass_backward_kernel": (states, tiles.state_pass.options()),
+        "scan_output_kernel": (inside, tiles.output.options()),
+        "output_backward_kernel": (inside, tiles.output_backward.options()),
+        "query_gradient_kernel": (matrix, tiles.matrix.options()),
+        "key_gradient_kernel": (matrix, tiles.matrix.options()),
+        "value_gradient_kernel": (inside, tiles.value.options()),
+    }
+    found = {name: getattr(module, name) for name in specified for module in modules if hasattr(module, name)}
+    return {name: (found[name], *specified[name]) for name in specified}
+
+
+def type_of(name: str, rank: int) -> str | None:
+    """The type of one argument, as `compile_kernel` takes it."""
+    if name in ABSENT or (rank == 1 and name in MIMO):
+        return None
+    if name.endswith("_ptr"):
+        return INTEGERS.get(name, "*bf16" if name in HALF else "*fp32")
+    return "i32" if name in UNALIGNED else "i32:16"
+
+
+def compiled(name: str, rank: int, capability: int) -> Usage:
+    kernel, constexprs, options = kernels(rank, capability)[name]
+    types = [type_of(argument, rank) for argument in kernel.arg_names if argument not in constexprs]
+    options = dict(options)
+    warps = options.pop("num_warps")
+    return compile_kernel(kernel, types, capability=capability, num_warps=warps, options=options, **constexprs)
+
+
+MATRIX_KERNELS = list(WARPGROUP_SPILLS)
+RANK_4 = [pytest.param(90, id="sm_90"), pytest.param(89, id="sm_89", marks=pytest.mark.slow)]
+
+
+def assert_fits(name: str, rank: int, capability: int) -> None:
+    usage = compiled(name, rank, capability)
+    spills = WARPGROUP_SPILLS if capability in (90, 100) else WARP_SPILLS
+    assert usage.shared_bytes <= CONSUMER_SHARED_MEMORY
+    assert usage.spilled_bytes <= spills.get(name, (0, 0))[rank == 4], usage
+
+
+@pytest.mark.parametrize("capability", EVERY_CAPABILITY)
+@pytest.mark.parametrize("name", list(kernels(1)))
+def test_the_kernel_fits_a_consumer_gpu_and_spills_no_more_than_recorded(name, capability):
+    assert_fits(name, 1, capability)
+
+
+@pytest.mark.parametrize("capability", RANK_4)
+@pytest.mark.parametrize("name", MATRIX_KERNELS)
+def test_rank_4_fits_a_consumer_gpu_too(name, capability):
+    assert_fits(name, 4, capability)
