@@ -101,6 +101,17 @@ def make_case(shape: Shape, dtype: torch.dtype = torch.float64, seed: int = 0, s
     return Case(inputs, parameters, state)
 
 
+def make_layer_case(shape: Shape, seed: int = 0) -> Case:
+    """fp32 values as a layer has them at the start of training: dt log-uniform in [0.001, 0.1], matrix biases near 1."""
+    case = make_case(shape, torch.float32, seed)
+    g = torch.Generator().manual_seed(seed + 1)
+    dt = torch.exp(torch.rand(shape.H, generator=g) * math.log(100) + math.log(1e-3))
+    case.parameters["dt_bias_H"] = dt + torch.log(-torch.expm1(-dt))
+    for name in ("in_bias_HRN", "out_bias_HRN"):
+        case.parameters[name] = 1 + 0.1 * torch.randn(shape.H, shape.R, shape.N, generator=g)
+    return case
+
+
 def run(scan: Callable[..., Any], case: Case, *, with_state: bool = False, **options: Any) -> dict[str, Tensor]:
     """y, the final state and every gradient of a random projection of both, by name."""
     leaves = case.leaves() | (case.state_leaves() if with_state else {})

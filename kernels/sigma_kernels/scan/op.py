@@ -93,7 +93,7 @@ def mamba3_scan(
         "valid_BT": valid_BT,
     }
     with torch.autocast(x_BTHP.device.type, enabled=False):
-        if dispatch.use_triton("scan", *inputs, limit=_limit(sizes, x_BTHP.dtype)):
+        if dispatch.use_triton("scan", *inputs, limit=_limit(sizes, x_BTHP.dtype), trial=_trial(sizes)):
             from sigma_kernels.scan.triton_op import mamba3_scan_triton
 
             return mamba3_scan_triton(*inputs, **options, **parameters)
@@ -107,6 +107,9 @@ def mamba3_scan(
 WIDEST_HEAD, WIDEST_STATE, HIGHEST_RANK = 128, 256, 16
 """What the kernels' tiles hold."""
 
+PROVEN = (64, 128, 1)
+"""The head size, state and rank whose results were compared with the reference on a GPU (docs/log.md)."""
+
 
 def _limit(n: Sizes, dtype: torch.dtype) -> str | None:
     """Why the kernels do not take a scan of these sizes, or None."""
@@ -115,6 +118,13 @@ def _limit(n: Sizes, dtype: torch.dtype) -> str | None:
     if n.head_size > WIDEST_HEAD or n.state > WIDEST_STATE or n.rank > HIGHEST_RANK:
         return f"the kernels take P <= {WIDEST_HEAD}, N <= {WIDEST_STATE} and R <= {HIGHEST_RANK}"
     return None
+
+
+def _trial(n: Sizes) -> str | None:
+    """Why a scan of these sizes stays with the reference unless Triton is asked for, or None."""
+    if (n.head_size, n.state, n.rank) == PROVEN:
+        return None
+    return "the kernels were compared on a GPU for P = {}, N = {} and R = {} alone".format(*PROVEN)
 
 
 def mamba3_step(

@@ -38,3 +38,22 @@ def _round_as_the_hardware_does(monkeypatch):
         return values.to(torch.bfloat16).view(torch.int16).numpy().view(np.uint16)
 
     monkeypatch.setattr(interpreter, "_convert_float", rounded)
+
+
+@pytest.fixture(autouse=True)
+def _multiply_bf16_as_numbers(monkeypatch):
+    """The interpreter keeps bf16 as its bits and multiplies matrices of them as integers; this widens them first."""
+    import triton.language as tl
+    from triton.runtime import interpreter
+
+    dot = interpreter.InterpreterBuilder.create_dot
+
+    def widened(operand):
+        if operand.dtype.scalar != tl.bfloat16:
+            return operand
+        return interpreter.TensorHandle((operand.data.astype(np.uint32) << 16).view(np.float32), tl.float32)
+
+    def product(self, a, b, *rest):
+        return dot(self, widened(a), widened(b), *rest)
+
+    monkeypatch.setattr(interpreter.InterpreterBuilder, "create_dot", product)

@@ -86,15 +86,16 @@ def test_explicit_flag_wins_over_the_preset_and_origins_tell():
 
 @pytest.mark.parametrize("batch, micro", [(4, 4), (6, 6), (12, 6), (7, 7), (11, 1), (64, 8)])
 def test_micro_batch_of_the_preset_follows_an_explicit_batch(batch: int, micro: int):
-    parsed = resolve_parsed(parse(["--batch-size", str(batch)]), None)
+    parsed = resolve_parsed(parse(["--preset", "small", "--batch-size", str(batch)]), None)
     assert parsed.config.data.micro_batch_size == micro
-    changed = parsed.origins["micro_batch_size"] != "preset demo"
-    assert changed == (micro != PRESETS["demo"]["micro_batch_size"])
+    changed = parsed.origins["micro_batch_size"] != "preset small"
+    assert changed == (micro != PRESETS["small"]["micro_batch_size"])
 
 
-@pytest.mark.parametrize("micro, batch", [(2, 8), (3, 6), (16, 16)])
+@pytest.mark.parametrize("micro, batch", [(2, 32), (3, 30), (64, 64)])
 def test_batch_of_the_preset_follows_an_explicit_micro_batch(micro: int, batch: int):
-    assert resolve(parse(["--micro-batch-size", str(micro)]).config, None).data.batch_size == batch
+    config = parse(["--preset", "small", "--micro-batch-size", str(micro)]).config
+    assert resolve(config, None).data.batch_size == batch
 
 
 def test_chosen_experts_follow_an_explicit_number_of_experts():
