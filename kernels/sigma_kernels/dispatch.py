@@ -64,8 +64,8 @@ def why_not_triton(*tensors: Tensor) -> str | None:
 def use_triton(op: str, *tensors: Tensor, limit: str | None = None, trial: str | None = None) -> bool:
     """Whether `op` runs its Triton kernel on `tensors`; counts `<op>.use_triton` or `<op>.use_reference`.
 
-    `limit` is the op's own reason why its kernel does not take these tensors; `trial` is its reason to leave them to the
-    reference unless Triton is asked for. Both are None when there is none.
+    `limit` is the op's own reason why its kernel does not take these tensors; `trial` its reason to leave them to the
+    reference unless Triton is asked for. None is no reason.
     """
     reason = "the reference was asked for" if _backend == "reference" else limit or why_not_triton(*tensors)
     if _backend == "auto" and reason is None:

@@ -102,7 +102,7 @@ def make_case(shape: Shape, dtype: torch.dtype = torch.float64, seed: int = 0, s
 
 
 def make_layer_case(shape: Shape, seed: int = 0) -> Case:
-    """fp32 values as a layer has them at the start of training: dt log-uniform in [0.001, 0.1], matrix biases near 1."""
+    """fp32 values like a layer's at the start of training: dt log-uniform in [0.001, 0.1], matrix biases near 1."""
     case = make_case(shape, torch.float32, seed)
     g = torch.Generator().manual_seed(seed + 1)
     dt = torch.exp(torch.rand(shape.H, generator=g) * math.log(100) + math.log(1e-3))
