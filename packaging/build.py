@@ -91,7 +91,7 @@ def build(arguments: Any) -> int:
     limit = MOST_MIB["cpu" if flavour.endswith("cpu") else "cuda"]
     if table.total_mib > limit:
         raise BuildError(f"the folder has {table.total_mib:,.0f} MiB, more than {limit:,.0f}; see {table.path}")
-    publish.publish(staging, arguments.dist.absolute(), WORK / "previous")
+    publish.publish(staging, arguments.dist.resolve(), WORK / "previous")
     shutil.rmtree(work)
     print(f"built {arguments.dist / 'sigma'}: {table.total_mib:,.0f} MiB, {sum(steps.seconds.values()):.0f} s")
     return 0

@@ -35,8 +35,8 @@ def leave_on_signal(stop: StopRequest) -> Iterator[None]:
 
     previous: dict[int, Any] = {}
     for name in _SIGNALS:
-        if hasattr(signal, name):
-            number = getattr(signal, name)
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP
             previous[number] = signal.signal(number, handle)
     try:
         yield

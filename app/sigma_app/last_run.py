@@ -59,7 +59,9 @@ def told_at_start(run_dir: Path, dead_pid: int | None, report_dirs: Sequence[Pat
         after = f" after step {remains.step}" if remains.step else ""
         first = f"the last start here did not end cleanly: process {dead_pid} stopped{after}; {remains.cause}"
         return [first, f"crash report: {write_report(run_dir, remains, report_dirs)}"] if write else [first]
-    stacks = [path for path in newer(f"{NAMES}{FAULTS_SUFFIX}", log_dirs(), last_work(run_dir)) if path.stat().st_size]
+    since = last_work(run_dir)  # 0 before the first start here: the faults of other runs are not its own
+    faults = newer(f"{NAMES}{FAULTS_SUFFIX}", log_dirs(), since) if since else []
+    stacks = [path for path in faults if path.stat().st_size]
     told = [f"since the last start a process of this program crashed below Python: {stacks[0]}"] if stacks else []
     failed = newest_failure(run_dir, report_dirs)
     if failed is None:

@@ -7,6 +7,7 @@ import os
 import re
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -63,7 +64,8 @@ class Tee:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, self._stream.fileno())
         os.close(nowhere)
-        self._log.write("[the window or pipe was closed; what follows is in this file only]\n")
+        with suppress(OSError, ValueError):  # a full disk, or a log that is closed already
+            self._log.write("[the window or pipe was closed; what follows is in this file only]\n")
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)

@@ -36,6 +36,10 @@ def check(*, cpu_allowed: bool, has_driver: bool) -> str:
             "this torch was built for the CPU, and a bundle of it trains on no GPU; install the CUDA build of torch"
             " (README), or ask for a CPU bundle with --cpu"
         )
+    if cuda is not None and cpu_allowed:
+        raise MissingError(
+            f"--cpu was given, but this torch brings CUDA {cuda}; install its CPU build (README), or drop --cpu"
+        )
     flavour = "cpu" if cuda is None else f"cu{cuda.replace('.', '')}"
     return f"{platform.system()}-{platform.machine()}-{flavour}".lower()
 
@@ -45,7 +49,7 @@ def torch_cuda() -> str | None:
     probe = [sys.executable, "-c", "import torch; print(torch.version.cuda or '')"]
     done = subprocess.run(probe, capture_output=True, text=True)
     if done.returncode != 0:
-        raise MissingError(f"torch cannot be imported: {done.stderr.strip().splitlines()[-1]}")
+        raise MissingError(f"torch cannot be imported: {(done.stderr.strip() or 'no output').splitlines()[-1]}")
     return done.stdout.strip() or None
 
 

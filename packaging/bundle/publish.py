@@ -13,6 +13,8 @@ from bundle.checksums import ARGS_FILE, sha256
 from bundle.errors import BuildError
 
 PROGRAM, FACTS = "sigma", "_internal/build.json"
+MADE = (PROGRAM, "archives", "build_report.json")
+"""What a build makes in `dist`; anything else there belongs to somebody."""
 NEW_ARGS_FILE = "train_sigma_args.new.txt"
 
 
@@ -32,8 +34,7 @@ def publish(staging: Path, dist: Path, previous: Path) -> None:
             move(previous, dist)
         raise
     if previous.exists():
-        keep_what_is_not_ours(previous / PROGRAM, dist / PROGRAM)
-        shutil.rmtree(previous)
+        clear(previous, dist)
 
 
 def recover(dist: Path, previous: Path) -> None:
@@ -43,6 +44,14 @@ def recover(dist: Path, previous: Path) -> None:
     if not dist.exists():
         move(previous, dist)
         return
+    clear(previous, dist)
+
+
+def clear(previous: Path, dist: Path) -> None:
+    """Remove the old `dist` after everything in it that no build made has moved into the new one."""
+    for path in sorted(previous.iterdir()):
+        if path.name not in MADE:
+            move(path, dist / path.name)
     keep_what_is_not_ours(previous / PROGRAM, dist / PROGRAM)
     shutil.rmtree(previous)
 

@@ -60,17 +60,18 @@ class Evaluator:
         assert row is not None
         return row
 
-    def final(self, step: int, should_stop: Callable[[], bool]) -> dict[str, Any] | None:
+    def final(self, step: int, tokens: int, should_stop: Callable[[], bool]) -> dict[str, Any] | None:
         """The same over all held-out text, with the baselines over the same bytes; written to `final.json`.
 
-        Returns None, and writes nothing, when `should_stop` became true.
+        `tokens` is what the model has seen by `step`, whatever the batch sizes were on the way. Returns None, and
+        writes nothing, when `should_stop` became true.
         """
         row = self._score(None, should_stop)
         if row is None or should_stop():
             return None
         text = self._validation.text()
         row |= {"final": True, "gzip_bpb": gzip_bpb(text), "xz_bpb": xz_bpb(text)}
-        batches = min(step, -(-BASELINE_TOKENS // self._settings.batch_tokens))
+        batches = -(-min(tokens, BASELINE_TOKENS) // self._settings.batch_tokens)
         row["witten_bell_bpb"] = bigram_bpb(self._fresh_stream(), batches, self._validation, self._vocabulary)
         row["witten_bell_tokens"] = batches * self._settings.batch_tokens
         write_atomic(self._path, (dumps({"step": step, **row}, indent=2) + "\n").encode())

@@ -232,7 +232,7 @@ class Trainer:
         """The last sample, the whole validation, the idle check; False when a stop request came in between."""
         self._sample()
         with self.clock("eval"):
-            row = self.evaluator.final(self.progress.step, lambda: self.stop.requested)
+            row = self.evaluator.final(self.progress.step, self.progress.tokens, lambda: self.stop.requested)
         if row is None:
             return False
         self.log.write("eval", self.progress.step, row)

@@ -128,7 +128,17 @@ def query_gradient_kernel(
                     k_ptr, k_bias_ptr, cos_j, sin_j, row_j, rank, group, head, inside_j, pair, N, G, R, HALF
                 )
                 x_j = value_rows(
-                    x_ptr + head * stride_h, expand_ptr, row_j, rank, head, inside_j, stride_t, 0, P, R, BLOCK_P
+                    x_ptr + head.to(tl.int64) * stride_h,
+                    expand_ptr,
+                    row_j,
+                    rank,
+                    head,
+                    inside_j,
+                    stride_t,
+                    0,
+                    P,
+                    R,
+                    BLOCK_P,
                 )
                 g_j = tl.load(g_ptr + own + row_j, mask=inside_j, other=0.0)
                 scale_j = tl.load(scale_ptr + own + row_j, mask=inside_j, other=0.0)
@@ -136,7 +146,9 @@ def query_gradient_kernel(
                 v *= decay_between(g, g_j, step, start + row_j, sequence_ptr, T) * scale_j[None, :]
                 low = tl.dot(v.to(dtype), e0.to(dtype), low, input_precision=PRECISION)
                 high = tl.dot(v.to(dtype), e1.to(dtype), high, input_precision=PRECISION)
-        x = value_rows(x_ptr + head * stride_h, expand_ptr, row, rank, head, inside, stride_t, 0, P, R, BLOCK_P)
+        x = value_rows(
+            x_ptr + head.to(tl.int64) * stride_h, expand_ptr, row, rank, head, inside, stride_t, 0, P, R, BLOCK_P
+        )
         scale = tl.load(scale_ptr + own + row, mask=inside, other=0.0)
         gamma = tl.load(gamma_ptr + own + row, mask=inside, other=0.0)
         mix = tl.dot(dy, tl.trans(x), input_precision=PRECISION)
@@ -208,7 +220,9 @@ def key_gradient_kernel(
         head = tl.program_id(0) * HEADS + i
         own = (batch * H + head) * T + start
         g = tl.load(g_ptr + own + row, mask=inside, other=0.0)
-        x = value_rows(x_ptr + head * stride_h, expand_ptr, row, rank, head, inside, stride_t, 0, P, R, BLOCK_P)
+        x = value_rows(
+            x_ptr + head.to(tl.int64) * stride_h, expand_ptr, row, rank, head, inside, stride_t, 0, P, R, BLOCK_P
+        )
         e0, e1 = state_halves(dend_ptr + ((batch * H + head) * chunks + chunk) * (N * P), pair, N, P, HALF, BLOCK_P)
         leave = leaving_weight(g, tl.load(g_ptr + own + end - start), step, sequence_ptr, end, T)[:, None]
         low = tl.dot(x, tl.trans(e0), input_precision=PRECISION) * leave
@@ -294,7 +308,7 @@ def value_gradient_kernel(
     q_ptr += first * (R * G * N)
     k_ptr += first * (R * G * N)
     dy_ptr += (first * R * H + head) * P
-    x_ptr += batch * stride_b + start.to(tl.int64) * stride_t + head * stride_h
+    x_ptr += batch * stride_b + start.to(tl.int64) * stride_t + head.to(tl.int64) * stride_h
     g = tl.load(g_ptr + own + row, mask=inside, other=0.0)
     scale = tl.load(scale_ptr + own + row, mask=inside, other=0.0)
     gamma = tl.load(gamma_ptr + own + row, mask=inside, other=0.0)

@@ -81,9 +81,14 @@ def _scan(
         return y_BTHP, None
     phase_BHS = total_BHS if initial is None else total_BHS + initial.phase_BHS
     # the gradient of the real, unrounded sum
-    turned_BHS = torch.einsum("bth,bts->bhs", numbers.dt_BTH, p.turns_BTHS) * (2 * math.pi)
+    # No matrix product: its gradient would be rounded to 16 bits where backward is called inside autocast.
+    turned_BHS = (numbers.dt_BTH[..., None] * p.turns_BTHS[:, :, None]).sum(1) * (2 * math.pi)
     angle_BHS = radians(phase_BHS, torch.float32) + (turned_BHS - turned_BHS.detach())
-    state_BHPN = rotate(final_BHNP.mT, angle_BHS[:, :, None])
+    state_BHPN = rotate(final_BHNP.mT, angle_BHS[:, :, None]).contiguous()
+    if (
+        valid_BT is not None and initial is not None
+    ):  # turned in and back, a state that nothing touched would be rounded
+        state_BHPN = torch.where(valid_BT.any(1)[:, None, None, None], state_BHPN, initial.state_BHPN)
     return y_BTHP, leaving_state(p, angle_BHS, phase_BHS, state_BHPN, initial)
 
 
@@ -110,7 +115,7 @@ def _given(
         combine=None if mimo is None else _dense(mimo.out_HRP),
         initial=None,
         sequence=None if cu_seqlens is None else Packing.of(cu_seqlens, x.shape[1]).sequence_T.int(),
-        valid=valid_BT,
+        valid=None if valid_BT is None else valid_BT.contiguous(),
         next=following,
         previous=previous,
     )
@@ -119,7 +124,8 @@ def _given(
 def _rows(t: Tensor) -> Tensor:
     """`t` itself where one stride leads from any step to the next, as in a view of a projection; else a copy."""
     plain = t.stride(-1) == 1 and (t.shape[0] == 1 or t.stride(0) == t.shape[1] * t.stride(1))
-    return t if plain else t.contiguous()
+    # a copy: `contiguous` leaves the stride of an axis of one element as it is
+    return t if plain else t.clone(memory_format=torch.contiguous_format)
 
 
 def _dense(parameter: Tensor) -> Tensor:

@@ -136,7 +136,7 @@ def scan_output_kernel(
     state = ((batch * H + head) * (tl.num_programs(1) // BLOCKS) + chunk) * (N * P)
     y, _, row, rank, inside = raw_output(
         q_ptr + first * (R * G * N), k_ptr + first * (R * G * N), q_bias_ptr, k_bias_ptr, phase_ptr + own * S,
-        x_ptr + batch * x_stride_b + start.to(tl.int64) * x_stride_t + head * x_stride_h, expand_x_ptr,
+        x_ptr + batch * x_stride_b + start.to(tl.int64) * x_stride_t + head.to(tl.int64) * x_stride_h, expand_x_ptr,
         g_ptr + own, scale_ptr + own, gamma_ptr + own, skip_ptr, state_ptr + state, sequence_ptr,
         head, start, tl.program_id(1) % BLOCKS, T, H, x_stride_t,
         S, P, N, G, R, RANK, STEPS, BLOCKS, HALF, PARTS, BLOCK_P, PRECISION,
@@ -145,7 +145,7 @@ def scan_output_kernel(
     if norm_ptr is not None:
         y *= tl.rsqrt(tl.sum(y * y, 1) / P + EPS)[:, None]
         y *= tl.load(norm_ptr + head * P + p, mask=p < P, other=0.0)[None, :]
-    z_ptr += batch * z_stride_b + start.to(tl.int64) * z_stride_t + head * z_stride_h
+    z_ptr += batch * z_stride_b + start.to(tl.int64) * z_stride_t + head.to(tl.int64) * z_stride_h
     z = value_rows(z_ptr, None, row, rank, head, inside, z_stride_t, 0, P, R, BLOCK_P).to(tl.float32)
     vector = ((head * R + rank) * P)[:, None] + p[None, :]
     mask = inside[:, None] & (p < P)[None, :]
@@ -184,7 +184,7 @@ def output_backward_kernel(
     state = ((batch * H + head) * (tl.num_programs(1) // BLOCKS) + chunk) * (N * P)
     y, x, row, rank, inside = raw_output(
         q_ptr + first * (R * G * N), k_ptr + first * (R * G * N), q_bias_ptr, k_bias_ptr, phase_ptr + own * S,
-        x_ptr + batch * x_stride_b + start.to(tl.int64) * x_stride_t + head * x_stride_h, expand_x_ptr,
+        x_ptr + batch * x_stride_b + start.to(tl.int64) * x_stride_t + head.to(tl.int64) * x_stride_h, expand_x_ptr,
         g_ptr + own, scale_ptr + own, gamma_ptr + own, skip_ptr, state_ptr + state, sequence_ptr,
         head, start, tl.program_id(1) % BLOCKS, T, H, x_stride_t,
         S, P, N, G, R, RANK, STEPS, BLOCKS, HALF, PARTS, BLOCK_P, PRECISION,
@@ -194,7 +194,7 @@ def output_backward_kernel(
     partial = (batch * tl.num_programs(1) + tl.program_id(1)) * H + head
     out_row = (row * H)[:, None] * P + p[None, :]
     dout = tl.load(dout_ptr + (first * H + head) * P + out_row, mask=mask, other=0.0).to(tl.float32)
-    z_ptr += batch * z_stride_b + start.to(tl.int64) * z_stride_t + head * z_stride_h
+    z_ptr += batch * z_stride_b + start.to(tl.int64) * z_stride_t + head.to(tl.int64) * z_stride_h
     z = value_rows(z_ptr, None, row, rank, head, inside, z_stride_t, 0, P, R, BLOCK_P).to(tl.float32)
     vector = ((head * R + rank) * P)[:, None] + p[None, :]
     gate_in = z

@@ -40,7 +40,7 @@ def chunk_outer_kernel(
     own = (batch * H + head) * T + start
     matrix_ptr += (batch * T + start) * (R * G * N)
     phase_ptr += own * S
-    x_ptr += batch * stride_b + start.to(tl.int64) * stride_t + head * stride_h
+    x_ptr += batch * stride_b + start.to(tl.int64) * stride_t + head.to(tl.int64) * stride_h
     low = tl.zeros((HALF, BLOCK_P), tl.float32)
     high = tl.zeros((HALF, BLOCK_P), tl.float32)
     for block in range(BLOCKS):

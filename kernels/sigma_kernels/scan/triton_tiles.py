@@ -60,7 +60,7 @@ def matrix_rows(
     split: tl.constexpr = (N + 1) // 2
     low = inside[:, None]
     high = inside[:, None]
-    if (N // 2) % HALF != 0:
+    if (N // 2) % HALF != 0 or N % 2 != 0:
         low = low & (column < split)[None, :]
         high = high & (column < N // 2)[None, :]
     at = matrix_ptr + ((row * R + rank) * G + group)[:, None] * N + column[None, :]

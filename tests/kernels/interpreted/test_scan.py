@@ -22,6 +22,7 @@ SHAPES = [
     pytest.param(Shape(B=1, T=70, H=2, P=5, N=6, S=2, G=1, R=3), id="rank-3-padded-rows"),
     pytest.param(Shape(B=1, T=20, H=2, P=4, N=7, S=0, G=2), id="no-rotation-odd-state"),
     pytest.param(Shape(B=1, T=66, H=1, P=8, N=256, S=40, G=1), id="channels-in-two-parts"),
+    pytest.param(Shape(B=1, T=20, H=1, P=4, N=129, S=0, G=1), id="odd-state-wider-than-a-tile"),
 ]
 PACKED = [0, 5, 6, 70, 90]
 
@@ -106,13 +107,32 @@ def test_packed_sequences_with_states_are_a_padded_batch():
 
 def test_nan_in_padded_steps_reaches_neither_outputs_nor_gradients():
     shape = Shape(B=2, T=30, H=2, P=16, G=1)
-    valid = torch.rand(2, 30, generator=torch.Generator().manual_seed(3)) > 0.4
+    longer = torch.rand(2, 38, generator=torch.Generator().manual_seed(3)) > 0.4
+    valid = longer[:, 8:]  # as the model cuts it after a cached prefix: not dense
     valid[:, 12] = True
     case, exact = make_case(shape, torch.float32), make_case(shape, torch.float64)
     for tensor in case.inputs.values():
         tensor[~valid] = torch.nan
     got = run(mamba3_scan, case, with_state=True, valid_BT=valid)
     assert_within_gates(got, run(mamba3_scan_reference, exact, with_state=True, valid_BT=valid))
+
+
+def test_a_row_without_a_valid_step_keeps_its_state_bit_for_bit():
+    case = make_case(Shape(B=2, T=5, H=2, P=4, G=1), torch.float32)
+    valid = torch.tensor([[True] * 5, [False] * 5])
+    _, state = mamba3_scan(
+        **case.inputs, **case.parameters, initial_state=case.state, return_final_state=True, valid_BT=valid
+    )
+    for name, before in vars(case.state).items():
+        assert torch.equal(getattr(state, name)[1], before[1]), name
+
+
+def test_one_step_with_any_stride_of_time():
+    shape = Shape(B=3, T=1, H=2, P=4, G=1)
+    case, exact = make_case(shape, torch.float32), make_case(shape, torch.float64)
+    for name in ("dd_dt_BTH", "dd_a_BTH", "trap_BTH"):
+        case.inputs[name] = case.inputs[name].transpose(0, 2).contiguous().transpose(0, 2)
+    assert_within_gates(run(mamba3_scan, case), run(mamba3_scan_reference, exact))
 
 
 def test_columns_of_a_wider_projection_are_read_in_place():

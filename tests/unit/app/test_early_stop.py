@@ -23,6 +23,16 @@ def test_a_signal_leaves_the_block_and_is_remembered(name: str, code: int):
     assert signal.getsignal(getattr(signal, name)) == before
 
 
+def test_a_signal_that_nohup_ignores_stays_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with leave_on_signal(stop := StopRequest()):
+            signal.raise_signal(signal.SIGHUP)
+        assert not stop.requested
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_the_trainers_own_handlers_win_while_it_runs():
     stop = StopRequest()
     with leave_on_signal(stop):

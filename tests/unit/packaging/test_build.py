@@ -80,6 +80,13 @@ def test_a_torch_without_cuda_is_refused_where_it_is_a_mistake(monkeypatch, syst
     assert environment.check(cpu_allowed=True, has_driver=driver).endswith("-cpu")
 
 
+def test_a_bundle_for_the_cpu_is_not_made_of_a_torch_with_cuda(monkeypatch):
+    monkeypatch.setattr(environment.importlib.metadata, "version", lambda _: "1")
+    monkeypatch.setattr(environment, "torch_cuda", lambda: "13.0")
+    with pytest.raises(MissingError, match="brings CUDA 13.0"):
+        environment.check(cpu_allowed=True, has_driver=False)
+
+
 @pytest.mark.parametrize("cuda, ending", [(None, "-cpu"), ("13.0", "-cu130")])
 def test_the_name_says_system_machine_and_cuda(monkeypatch, cuda, ending):
     monkeypatch.setattr(environment.importlib.metadata, "version", lambda _: "1")

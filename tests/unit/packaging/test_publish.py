@@ -43,6 +43,17 @@ def test_the_next_build_replaces_it_and_keeps_runs_and_data(places):
     assert not previous.exists()
 
 
+def test_what_no_build_made_stays_in_the_folder(places):
+    new, dist, previous = places
+    (dist / "photos").mkdir()
+    (dist / "photos" / "a.png").write_text("a")
+    (dist / "wheel.whl").write_text("w")
+    publish.publish(new, dist, previous)
+    assert (dist / "photos" / "a.png").read_text() == "a"
+    assert (dist / "wheel.whl").read_text() == "w"
+    assert not previous.exists()
+
+
 def test_an_edited_args_file_is_kept_and_the_new_one_lies_beside_it(places):
     new, dist, previous = places
     (dist / "sigma" / ARGS_FILE).write_text("--steps 7\n")

@@ -126,14 +126,14 @@ def test_training_scores_a_part_and_the_end_everything(tmp_path: Path) -> None:
     held_out = HeldOut()
     evaluator, _ = make(tmp_path, held_out)
     evaluator.evaluate()
-    evaluator.final(1, lambda: False)
+    evaluator.final(1, 3, lambda: False)
     assert held_out.asked == [SETTINGS.max_tokens, None]
 
 
 def test_the_final_row_is_in_final_json_with_its_baselines(tmp_path: Path) -> None:
     stream = Stream()
     evaluator, _ = make(tmp_path, stream=stream)
-    row = evaluator.final(3, lambda: False)
+    row = evaluator.final(3, 9, lambda: False)
     assert row is not None
     saved = load_file(tmp_path / "final.json")
     assert saved == {"step": 3, **row}
@@ -151,14 +151,20 @@ def test_the_final_row_is_in_final_json_with_its_baselines(tmp_path: Path) -> No
 def test_the_bigram_reads_a_bounded_number_of_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sigma.train.evaluate.BASELINE_TOKENS", 10)
     stream = Stream()
-    row = make(tmp_path, stream=stream)[0].final(1000, lambda: False)
+    row = make(tmp_path, stream=stream)[0].final(1000, 3000, lambda: False)
     assert row is not None
     assert (stream.given, row["witten_bell_tokens"]) == (4, 12)
+
+
+def test_the_bigram_reads_as_many_tokens_as_the_model_whatever_the_batch_was(tmp_path: Path) -> None:
+    row = make(tmp_path, stream=(stream := Stream()))[0].final(100, 30, lambda: False)
+    assert row is not None
+    assert (stream.given, row["witten_bell_tokens"]) == (10, 30)
 
 
 def test_a_stop_request_leaves_no_final_result(tmp_path: Path) -> None:
     evaluator, model = make(tmp_path)
     asked = iter([False, True])
-    assert evaluator.final(3, lambda: next(asked)) is None
+    assert evaluator.final(3, 9, lambda: next(asked)) is None
     assert not (tmp_path / "final.json").exists()
     assert model.training

@@ -40,7 +40,7 @@ class Judge:
         self.asked += 1
         return {"val_bpb": 2.0 + self.asked, "val_bytes": 1}
 
-    def final(self, step: int, should_stop: Callable[[], bool]) -> dict[str, Any] | None:
+    def final(self, step: int, tokens: int, should_stop: Callable[[], bool]) -> dict[str, Any] | None:
         if self.stopped:
             return None
         self.final_step = step
