@@ -83,7 +83,7 @@ def test_a_torch_without_cuda_is_refused_where_it_is_a_mistake(monkeypatch, syst
 def test_a_bundle_for_the_cpu_is_not_made_of_a_torch_with_cuda(monkeypatch):
     monkeypatch.setattr(environment.importlib.metadata, "version", lambda _: "1")
     monkeypatch.setattr(environment, "torch_cuda", lambda: "13.0")
-    with pytest.raises(MissingError, match="brings CUDA 13.0"):
+    with pytest.raises(MissingError, match=r"brings CUDA 13\.0"):
         environment.check(cpu_allowed=True, has_driver=False)
 
 
