@@ -80,7 +80,8 @@ class Child:
         os.kill(self.pid, number)
 
     def kill(self):
-        self.send(signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # it has ended, and its parent has taken note
+            self.send(signal.SIGKILL)
         return self.wait()
 
     def wait(self):
