@@ -15,7 +15,7 @@ import pytest
 from sigma.core.files import sha256_file
 from sigma.core.strict_json import load_file
 
-STEPS, INTERVAL, KILLS, IN_SAVE, AFTER_RESUME = 60, 4, 12, 6, 3
+STEPS, INTERVAL, KILLS, IN_SAVE, AFTER_RESUME = 120, 4, 12, 6, 3  # saves that outrun their kill need more steps
 TRACE = """
 import json, os, zlib, sigma.train.step as step
 train = step.Stepper.train
