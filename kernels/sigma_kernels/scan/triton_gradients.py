@@ -74,6 +74,20 @@ def _store_matrix(out_ptr, low, high, row, rank, inside, pair, N: tl.constexpr, 
 
 
 @triton.jit
+def _add_same_step(low, high, u0, u1, mix, dy, x, gamma, step, RANK: tl.constexpr, PRECISION: tl.constexpr):
+    """Adds what the ranks of one step give each other, weight gamma; u is the other side, not turned."""
+    if RANK == 1:
+        same = (gamma * tl.sum(dy.to(tl.float32) * x.to(tl.float32), 1))[:, None]
+        low += same * u0
+        high += same * u1
+    else:
+        same = tl.where(step[:, None] == step[None, :], mix * gamma[:, None], 0.0).to(x.dtype)
+        low = tl.dot(same, u0.to(x.dtype), low, input_precision=PRECISION)
+        high = tl.dot(same, u1.to(x.dtype), high, input_precision=PRECISION)
+    return low, high
+
+
+@triton.jit
 def query_gradient_kernel(
     q_ptr, k_ptr, q_bias_ptr, k_bias_ptr, phase_ptr, x_ptr, expand_ptr, g_ptr, scale_ptr, gamma_ptr,
     state_ptr, sequence_ptr, dy_ptr, dq_ptr, dbias_ptr, rq_ptr, dphase_ptr, T, H,
@@ -113,6 +127,7 @@ def query_gradient_kernel(
     for i in range(HEADS):
         head = tl.program_id(0) * HEADS + i
         own = (batch * H + head) * T + start
+        x_head_ptr = x_ptr + head.to(tl.int64) * stride_h
         g = tl.load(g_ptr + own + row, mask=inside, other=0.0)
         dy = value_rows(dy_ptr + head * P, None, row, rank, head, inside, R * H * P, H * P, P, R, BLOCK_P)
         s0, s1 = state_halves(state_ptr + ((batch * H + head) * chunks + chunk) * (N * P), pair, N, P, HALF, BLOCK_P)
@@ -127,28 +142,14 @@ def query_gradient_kernel(
                 e0, e1 = turned_rows(
                     k_ptr, k_bias_ptr, cos_j, sin_j, row_j, rank, group, head, inside_j, pair, N, G, R, HALF
                 )
-                x_j = value_rows(
-                    x_ptr + head.to(tl.int64) * stride_h,
-                    expand_ptr,
-                    row_j,
-                    rank,
-                    head,
-                    inside_j,
-                    stride_t,
-                    0,
-                    P,
-                    R,
-                    BLOCK_P,
-                )
+                x_j = value_rows(x_head_ptr, expand_ptr, row_j, rank, head, inside_j, stride_t, 0, P, R, BLOCK_P)
                 g_j = tl.load(g_ptr + own + row_j, mask=inside_j, other=0.0)
                 scale_j = tl.load(scale_ptr + own + row_j, mask=inside_j, other=0.0)
                 v = tl.dot(dy, tl.trans(x_j), input_precision=PRECISION)
                 v *= decay_between(g, g_j, step, start + row_j, sequence_ptr, T) * scale_j[None, :]
                 low = tl.dot(v.to(dtype), e0.to(dtype), low, input_precision=PRECISION)
                 high = tl.dot(v.to(dtype), e1.to(dtype), high, input_precision=PRECISION)
-        x = value_rows(
-            x_ptr + head.to(tl.int64) * stride_h, expand_ptr, row, rank, head, inside, stride_t, 0, P, R, BLOCK_P
-        )
+        x = value_rows(x_head_ptr, expand_ptr, row, rank, head, inside, stride_t, 0, P, R, BLOCK_P)
         scale = tl.load(scale_ptr + own + row, mask=inside, other=0.0)
         gamma = tl.load(gamma_ptr + own + row, mask=inside, other=0.0)
         mix = tl.dot(dy, tl.trans(x), input_precision=PRECISION)
@@ -163,14 +164,7 @@ def query_gradient_kernel(
         tl.store(rq_ptr + part_of_sum + own + t, _by_step(tl.sum(u0 * low + u1 * high, 1), STEPS, RANK), mask=here)
         _store_phase(dphase_ptr + own * S, u0 * high - u1 * low, t, here, pair, S, STEPS, RANK, HALF)
         u0, u1 = matrix_rows(k_ptr, k_bias_ptr, row, rank, group, head, inside, pair, N, G, R, HALF)
-        if RANK == 1:
-            same = (gamma * tl.sum(dy.to(tl.float32) * x.to(tl.float32), 1))[:, None]
-            low += same * u0
-            high += same * u1
-        else:
-            same = tl.where(step[:, None] == step[None, :], mix * gamma[:, None], 0.0).to(dtype)
-            low = tl.dot(same, u0.to(dtype), low, input_precision=PRECISION)
-            high = tl.dot(same, u1.to(dtype), high, input_precision=PRECISION)
+        low, high = _add_same_step(low, high, u0, u1, mix, dy, x, gamma, step, RANK, PRECISION)
         part = (batch * tl.num_programs(1) + tl.program_id(1)) * H + head
         _store_bias(dbias_ptr + part * (R * N), low, high, pair, N, R, HALF, STEPS, RANK)
         sum_low += low
@@ -219,10 +213,9 @@ def key_gradient_kernel(
     for i in range(HEADS):
         head = tl.program_id(0) * HEADS + i
         own = (batch * H + head) * T + start
+        x_head_ptr = x_ptr + head.to(tl.int64) * stride_h
         g = tl.load(g_ptr + own + row, mask=inside, other=0.0)
-        x = value_rows(
-            x_ptr + head.to(tl.int64) * stride_h, expand_ptr, row, rank, head, inside, stride_t, 0, P, R, BLOCK_P
-        )
+        x = value_rows(x_head_ptr, expand_ptr, row, rank, head, inside, stride_t, 0, P, R, BLOCK_P)
         e0, e1 = state_halves(dend_ptr + ((batch * H + head) * chunks + chunk) * (N * P), pair, N, P, HALF, BLOCK_P)
         leave = leaving_weight(g, tl.load(g_ptr + own + end - start), step, sequence_ptr, end, T)[:, None]
         low = tl.dot(x, tl.trans(e0), input_precision=PRECISION) * leave
@@ -259,14 +252,7 @@ def key_gradient_kernel(
         high *= scale[:, None]
         _store_phase(dphase_ptr + own * S, u0 * high - u1 * low, t, here, pair, S, STEPS, RANK, HALF)
         u0, u1 = matrix_rows(q_ptr, q_bias_ptr, row, rank, group, head, inside, pair, N, G, R, HALF)
-        if RANK == 1:
-            same = (gamma * tl.sum(dy.to(tl.float32) * x.to(tl.float32), 1))[:, None]
-            low += same * u0
-            high += same * u1
-        else:
-            same = tl.where(step[:, None] == step[None, :], mix * gamma[:, None], 0.0).to(dtype)
-            low = tl.dot(same, u0.to(dtype), low, input_precision=PRECISION)
-            high = tl.dot(same, u1.to(dtype), high, input_precision=PRECISION)
+        low, high = _add_same_step(low, high, u0, u1, mix, dy, x, gamma, step, RANK, PRECISION)
         part = (batch * tl.num_programs(1) + tl.program_id(1)) * H + head
         _store_bias(dbias_ptr + part * (R * N), low, high, pair, N, R, HALF, STEPS, RANK)
         sum_low += low
