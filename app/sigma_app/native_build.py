@@ -45,9 +45,10 @@ class Order:
         return [find_library(library, self.library_dirs) for library in self.libraries]
 
     def headers(self) -> list[str]:
-        """The folders of header files, Python's too."""
+        """The folders of header files, Python's too (Debian's names others relative to the folder above)."""
         scheme = "nt" if os.name == "nt" else "posix_prefix"
-        return [*self.include_dirs, str(self.folder), sysconfig.get_paths(scheme=scheme)["include"]]
+        python = sysconfig.get_paths(scheme=scheme)["include"]
+        return [*self.include_dirs, str(self.folder), python, os.path.dirname(python)]
 
 
 class NoCompilerError(SigmaError):

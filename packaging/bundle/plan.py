@@ -30,8 +30,13 @@ UNUSED_MODULES = (
     "triton.backends.amd",
     "triton.profiler",
 )
-# setuptools refers to these through aliases of its own, and PyInstaller stops when one of them is excluded.
-NEVER_EXCLUDED = {"PyInstaller", "_distutils_hack", "pip", "pkg_resources", "setuptools", "wheel"}
+# setuptools refers to these through aliases of its own, and PyInstaller stops when one of them is excluded; the second
+# line's are libraries that setuptools brings along and that it takes from elsewhere when they are installed.
+NEVER_EXCLUDED = {
+    *("PyInstaller", "_distutils_hack", "pip", "pkg_resources", "setuptools", "wheel"),
+    *("autocommand", "backports", "importlib_metadata", "importlib_resources", "inflect", "jaraco", "more_itertools"),
+    *("ordered_set", "tomli", "typeguard", "zipp"),
+}
 UNUSED_STDLIB = {
     *("antigravity", "this", "turtle", "turtledemo", "tkinter", "idlelib"),
     *("distutils", "ensurepip", "lib2to3", "venv", "test"),
@@ -54,6 +59,11 @@ _UNUSED_FILES = re.compile(
     r"|numpy/(?:.*/)?tests/"
     r"|(?!triton/runtime/tcc/).*\.(?:a|lib|pyi|cu|cuh)$"
 )
+
+
+def triton_distribution() -> str:
+    """The name under which this system's Triton is installed."""
+    return "triton-windows" if sys.platform == "win32" else "triton"
 
 
 def needed_distributions(root: str = PROJECT) -> list[str]:

@@ -127,5 +127,5 @@ def test_the_batch_file_has_no_way_to_end_without_saying_its_code():
     lines = (ROOT / "build_exe.bat").read_bytes().decode("ascii").split("\r\n")
     assert not any("goto fail" in line or "goto :fail" in line for line in lines)
     ends = [line for line in lines if "exit /b" in line]
-    assert ends == ['cd /d "%~dp0" || exit /b 1', "exit /b 3", "exit /b %ERRORLEVEL%"]
+    assert ends == ["exit /b 1", "exit /b 3", "exit /b %ERRORLEVEL%"]
     assert lines[lines.index("exit /b %ERRORLEVEL%") - 1].startswith('"%PYTHON%" ')

@@ -53,6 +53,18 @@ def test_modules_of_other_distributions_are_foreign_but_not_those_that_a_needed_
     assert plan.foreign_modules(["one"]) == ["tool"]
 
 
+def test_what_setuptools_brings_along_is_not_foreign_when_it_is_installed_too(installed):
+    installed("zipp")
+    installed("jaraco-text", modules=["jaraco"])
+    assert plan.foreign_modules([]) == []
+
+
+@pytest.mark.parametrize("system, name", [("win32", "triton-windows"), ("linux", "triton")])
+def test_triton_has_another_name_on_windows(monkeypatch, system, name):
+    monkeypatch.setattr(sys, "platform", system)
+    assert plan.triton_distribution() == name
+
+
 @pytest.mark.parametrize(
     "name",
     [
