@@ -38,7 +38,8 @@ if sys.argv[2] == "tinycc":
         return str(with_tinycc(Order(name, Path(source), Path(folder), *rest))[0])
     sys.modules["triton.knobs"].build.impl = impl
 from triton.backends.nvidia.driver import CudaUtils
-print(CudaUtils().build_signature_metadata([]))
+utils = CudaUtils()
+print(utils.build_signature_metadata([]) if hasattr(utils, "build_signature_metadata") else "loaded")  # not in 3.6
 """
 
 
