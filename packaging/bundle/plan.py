@@ -57,7 +57,7 @@ _UNUSED_FILES = re.compile(
     r"|triton/backends/nvidia/lib/cupti"
     r"|triton/backends/nvidia/include/(?!cuda\.h$)"
     r"|numpy/(?:.*/)?tests/"
-    r"|(?!triton/runtime/tcc/).*\.(?:a|lib|pyi|cu|cuh)$"
+    r"|(?!triton/runtime/tcc/|triton/backends/nvidia/lib/x64/cuda\.lib).*\.(?:a|lib|pyi|cu|cuh)$"
 )
 
 

@@ -77,6 +77,7 @@ def test_triton_has_another_name_on_windows(monkeypatch, system, name):
         "triton/backends/nvidia/lib/libdevice.10.bc",
         "triton/_C/libtriton.so",
         "triton/runtime/tcc/lib/libtcc1.a",
+        "triton/backends/nvidia/lib/x64/cuda.lib",
         "torch-2.13.0.dist-info/METADATA",
         "sigma/data/corpus/README.md",
     ],
