@@ -57,6 +57,7 @@ _UNUSED_FILES = re.compile(
     r"|triton/backends/nvidia/lib/cupti"
     r"|triton/backends/nvidia/include/(?!cuda\.h$)"
     r"|numpy/(?:.*/)?tests/"
+    r"|pyarrow/(?:include|src|tests)/|pyarrow/.*\.(?:pxd|pxi|pyx)$"
     r"|(?!triton/runtime/tcc/|triton/backends/nvidia/lib/x64/cuda\.lib).*\.(?:a|lib|pyi|cu|cuh)$"
 )
 
@@ -86,6 +87,17 @@ def needed_distributions(root: str = PROJECT) -> list[str]:
             seen |= wanted
             open_ends += wanted
     return sorted(found)
+
+
+def direct_modules(root: str = PROJECT) -> list[str]:
+    """The modules of the distributions that `root` itself requires here, where they have the same name.
+
+    PyInstaller drops a package when the only import of it names a part that is made at run time (`fastwarc.warc`).
+    """
+    direct = [Requirement(line) for line in importlib.metadata.requires(root) or []]
+    names = {canonicalize_name(one.name) for one in direct if one.marker is None or one.marker.evaluate({"extra": ""})}
+    owners = importlib.metadata.packages_distributions()
+    return sorted(module for module in owners if module.isidentifier() and canonicalize_name(module) in names)
 
 
 def foreign_modules(needed: Iterable[str]) -> list[str]:

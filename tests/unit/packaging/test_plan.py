@@ -53,6 +53,14 @@ def test_modules_of_other_distributions_are_foreign_but_not_those_that_a_needed_
     assert plan.foreign_modules(["one"]) == ["tool"]
 
 
+def test_direct_modules_are_those_that_the_project_names_itself(installed):
+    installed("project", ["FastThing", "one", "never; python_version < '3'", "optional; extra == 'all'"])
+    installed("fastthing", ["deep"], modules=["fastthing", "_fastthing_tools"])
+    for name in ("one", "deep", "never", "optional"):
+        installed(name)
+    assert plan.direct_modules("project") == ["fastthing", "one"]
+
+
 def test_what_setuptools_brings_along_is_not_foreign_when_it_is_installed_too(installed):
     installed("zipp")
     installed("jaraco-text", modules=["jaraco"])
