@@ -108,7 +108,7 @@ def alone_in(folder: Path):
     """Inside, no other build works in `folder`; the lock ends with the process.
 
     Raises:
-        BuildError: another build is at work there.
+        BuildError: another build is at work there, or nothing can be written there.
     """
     sys.path.append(str(ROOT))
     from sigma.core.lock import RunLock, RunLockedError
@@ -118,6 +118,8 @@ def alone_in(folder: Path):
         lock.acquire()
     except RunLockedError as error:
         raise BuildError(f"another build is at work ({str(error).split(';')[0]}); wait for its end") from None
+    except OSError as error:
+        raise BuildError(f"{folder} cannot be written to ({error.strerror})") from None
     try:
         yield
     finally:

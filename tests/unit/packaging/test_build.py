@@ -54,6 +54,12 @@ def test_a_second_build_at_the_same_time_is_refused_and_changes_nothing(project,
     assert (project / "build" / "work" / "of the first").exists()
 
 
+def test_a_project_that_cannot_be_written_to_is_named(project, capsys):
+    (project / "build").write_text("a file where the folder would be")
+    assert run(project) == 1
+    assert f"error: {project / 'build'} cannot be written to" in capsys.readouterr().err
+
+
 def test_a_work_folder_that_is_in_use_is_named(project, monkeypatch, capsys):
     (project / "build" / "work").mkdir(parents=True)
 
