@@ -63,15 +63,22 @@ def parse(argv: Sequence[str]) -> Any:
 
 def build(arguments: Any) -> int:
     """Everything from the sources to a tested folder in place."""
-    from bundle import archives, environment, freeze, native, product, publish
+    from bundle import environment, product
 
-    steps = Steps()
     flavour = environment.check(cpu_allowed=arguments.cpu, has_driver=make.has_nvidia_driver())
     facts = product.facts(ROOT, flavour, environment.epoch(ROOT))
-    work, staging = WORK / "work", WORK / "new"
+    with alone_in(WORK):
+        make_bundle(arguments, facts)
+    return 0
+
+
+def make_bundle(arguments: Any, facts: dict[str, Any]) -> None:
+    """The steps, in the folder that no other build uses now."""
+    from bundle import archives, freeze, native, product, publish
+
+    steps, work, staging = Steps(), WORK / "work", WORK / "new"
     for folder in (work, staging):
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
+        empty(folder)
     with steps("C module and TinyCC"):
         native.carry(work / "carried")
     with steps("PyInstaller"):
@@ -88,13 +95,51 @@ def build(arguments: Any) -> int:
         with steps("archives"):
             archives.write_all(folder, staging / "archives", facts, windows=os.name == "nt")
     table = product.report(folder, staging / "build_report.json", facts, steps.seconds)
-    limit = MOST_MIB["cpu" if flavour.endswith("cpu") else "cuda"]
+    limit = MOST_MIB["cpu" if facts["flavour"].endswith("cpu") else "cuda"]
     if table.total_mib > limit:
         raise BuildError(f"the folder has {table.total_mib:,.0f} MiB, more than {limit:,.0f}; see {table.path}")
     publish.publish(staging, arguments.dist.resolve(), WORK / "previous")
-    shutil.rmtree(work)
+    shutil.rmtree(work, ignore_errors=True)  # the next build removes what is in use now, or says so
     print(f"built {arguments.dist / 'sigma'}: {table.total_mib:,.0f} MiB, {sum(steps.seconds.values()):.0f} s")
-    return 0
+
+
+@contextmanager
+def alone_in(folder: Path):
+    """Inside, no other build works in `folder`; the lock ends with the process.
+
+    Raises:
+        BuildError: another build is at work there, or nothing can be written there.
+    """
+    sys.path.append(str(ROOT))
+    from sigma.core.lock import RunLock, RunLockedError
+
+    lock = RunLock(folder)
+    try:
+        lock.acquire()
+    except RunLockedError as error:
+        raise BuildError(f"another build is at work ({str(error).split(';')[0]}); wait for its end") from None
+    except OSError as error:
+        raise BuildError(f"{folder} cannot be written to ({error.strerror})") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def empty(folder: Path) -> None:
+    """Make `folder` an empty one.
+
+    Raises:
+        BuildError: something in it is in use (on Windows a running program, an open window).
+    """
+    try:
+        if folder.exists():
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise BuildError(
+            f"{error.filename or folder} cannot be removed ({error.strerror}); close what uses it, then build again"
+        ) from None
 
 
 class Steps:

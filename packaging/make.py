@@ -168,8 +168,8 @@ def test(args: Sequence[str]) -> int:
 
 
 def test_slow(args: Sequence[str]) -> int:
-    """The tests that take minutes."""
-    return pytest("-m", "slow and not gpu", *args)
+    """The tests that take minutes; the end says which were skipped, and what they need (wine, for example)."""
+    return pytest("-m", "slow and not gpu", "-rs", *args)
 
 
 def test_gpu(args: Sequence[str]) -> int:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -68,8 +70,7 @@ def _hold_logind() -> Callable[[], None]:
         )  # fmt: skip
         if _echoes(process):
             return lambda held=process: _end(held)
-        process.kill()
-        reason = process.communicate()[1].decode(errors="replace").strip() or "systemd-inhibit gave no answer"
+        reason = _last_words(process) or "systemd-inhibit gave no answer"
     raise OSError(reason.splitlines()[-1])
 
 
@@ -91,9 +92,30 @@ def _echoes(process: subprocess.Popen[bytes]) -> bool:
     return answer == [b"held\n"]
 
 
+def _last_words(process: subprocess.Popen[bytes]) -> str:
+    """What a process that gave no lock wrote to stderr."""
+    process.kill()
+    try:
+        return process.communicate(timeout=ANSWER_S)[1].decode(errors="replace").strip()
+    except subprocess.TimeoutExpired:  # something that it started, such as an agent for passwords, holds the pipe
+        _kill_all(process)
+        return ""
+
+
 def _end(process: subprocess.Popen[bytes]) -> None:
     """Close the pipe: `cat` ends, systemd-inhibit lets go."""
     try:
         process.communicate(timeout=ANSWER_S)
     except subprocess.TimeoutExpired:
-        process.kill()
+        _kill_all(process)
+
+
+def _kill_all(process: subprocess.Popen[bytes]) -> None:
+    """Kill everything that it started; it leads a session of its own. The pipes are closed, not read to their end."""
+    if sys.platform != "win32":
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    for pipe in (process.stdin, process.stdout, process.stderr):
+        if pipe is not None:
+            pipe.close()

@@ -10,7 +10,7 @@ from collections.abc import MutableMapping
 from pathlib import Path
 
 from sigma.core import paths
-from sigma_kernels.triton_cache import VARIABLE as TRITON_VARIABLE
+from sigma_kernels.triton_cache import spare_triton
 
 _CACHE_FOLDERS = {
     "TRITON_CACHE_DIR": "triton",
@@ -43,8 +43,7 @@ def prepare_caches(environment: MutableMapping[str, str]) -> list[str]:
             environment[name] = str(modules / package)
     if str(modules) not in sys.path:
         sys.path.append(str(modules))
-    if sys.platform == "win32" and not environment["TRITON_CACHE_DIR"].isascii():
-        environment[TRITON_VARIABLE] = environment.pop("TRITON_CACHE_DIR")
+    spare_triton(environment)
     return notes
 
 

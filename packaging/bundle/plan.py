@@ -30,8 +30,13 @@ UNUSED_MODULES = (
     "triton.backends.amd",
     "triton.profiler",
 )
-# setuptools refers to these through aliases of its own, and PyInstaller stops when one of them is excluded.
-NEVER_EXCLUDED = {"PyInstaller", "_distutils_hack", "pip", "pkg_resources", "setuptools", "wheel"}
+# setuptools refers to these through aliases of its own, and PyInstaller stops when one of them is excluded; the second
+# line's are libraries that setuptools brings along and that it takes from elsewhere when they are installed.
+NEVER_EXCLUDED = {
+    *("PyInstaller", "_distutils_hack", "pip", "pkg_resources", "setuptools", "wheel"),
+    *("autocommand", "backports", "importlib_metadata", "importlib_resources", "inflect", "jaraco", "more_itertools"),
+    *("ordered_set", "tomli", "typeguard", "zipp"),
+}
 UNUSED_STDLIB = {
     *("antigravity", "this", "turtle", "turtledemo", "tkinter", "idlelib"),
     *("distutils", "ensurepip", "lib2to3", "venv", "test"),
@@ -52,8 +57,14 @@ _UNUSED_FILES = re.compile(
     r"|triton/backends/nvidia/lib/cupti"
     r"|triton/backends/nvidia/include/(?!cuda\.h$)"
     r"|numpy/(?:.*/)?tests/"
-    r"|(?!triton/runtime/tcc/).*\.(?:a|lib|pyi|cu|cuh)$"
+    r"|pyarrow/(?:include|src|tests)/|pyarrow/.*\.(?:pxd|pxi|pyx)$"
+    r"|(?!triton/runtime/tcc/|triton/backends/nvidia/lib/x64/cuda\.lib).*\.(?:a|lib|pyi|cu|cuh)$"
 )
+
+
+def triton_distribution() -> str:
+    """The name under which this system's Triton is installed."""
+    return "triton-windows" if sys.platform == "win32" else "triton"
 
 
 def needed_distributions(root: str = PROJECT) -> list[str]:
@@ -76,6 +87,17 @@ def needed_distributions(root: str = PROJECT) -> list[str]:
             seen |= wanted
             open_ends += wanted
     return sorted(found)
+
+
+def direct_modules(root: str = PROJECT) -> list[str]:
+    """The modules of the distributions that `root` itself requires here, where they have the same name.
+
+    PyInstaller drops a package when the only import of it names a part that is made at run time (`fastwarc.warc`).
+    """
+    direct = [Requirement(line) for line in importlib.metadata.requires(root) or []]
+    names = {canonicalize_name(one.name) for one in direct if one.marker is None or one.marker.evaluate({"extra": ""})}
+    owners = importlib.metadata.packages_distributions()
+    return sorted(module for module in owners if module.isidentifier() and canonicalize_name(module) in names)
 
 
 def foreign_modules(needed: Iterable[str]) -> list[str]:

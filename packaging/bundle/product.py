@@ -30,7 +30,6 @@ class Table:
 def facts(root: Path, flavour: str, epoch: int) -> dict[str, Any]:
     """What was built of what; goes into the bundle as `build.json`."""
     version = importlib.metadata.version(plan.PROJECT)
-    triton = "triton-windows" if sys.platform == "win32" else "triton"
     return {
         "name": f"sigma-{version}-{flavour}",
         "version": version,
@@ -38,7 +37,7 @@ def facts(root: Path, flavour: str, epoch: int) -> dict[str, Any]:
         "epoch": epoch,
         "python": sys.version.split()[0],
         "torch": importlib.metadata.version("torch"),
-        "triton": importlib.metadata.version(triton),
+        "triton": importlib.metadata.version(plan.triton_distribution()),
         "sources_sha256": sources_digest(root),
     }
 

@@ -53,7 +53,9 @@ def clear(previous: Path, dist: Path) -> None:
         if path.name not in MADE:
             move(path, dist / path.name)
     keep_what_is_not_ours(previous / PROGRAM, dist / PROGRAM)
-    shutil.rmtree(previous)
+    shutil.rmtree(previous, ignore_errors=True)
+    if previous.exists():
+        print(f"note: a program uses {previous}, the build before; it goes with the next build")
 
 
 def keep_what_is_not_ours(old: Path, new: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
 import tempfile
@@ -9,6 +10,8 @@ from pathlib import Path
 
 from sigma.core.version import VERSION
 
+BUILD_FACTS = "build.json"
+"""In the inner folder of the executable: what was built of what."""
 _PROTECTED = ("program files", "program files (x86)", "windows", "onedrive", "dropbox", "google drive")
 
 
@@ -68,8 +71,20 @@ def state_dir() -> Path:
 
 
 def cache_dir() -> Path:
-    """Folder of everything that can be deleted at any time, one per version of the program."""
-    return _platform_dir("user_cache_dir") / VERSION
+    """Folder of everything that can be deleted at any time, one per build of the program."""
+    return _platform_dir("user_cache_dir") / build_id()
+
+
+def build_id() -> str:
+    """The version; of the executable with 12 digits of a hash over the facts of its build, the sources among them.
+
+    Two builds of one version may hold another torch or Triton: what one compiled is not the other's.
+    """
+    try:
+        facts = (Path(getattr(sys, "_MEIPASS", os.devnull)) / BUILD_FACTS).read_bytes() if is_frozen() else b""
+    except OSError:  # a folder that no build finished
+        facts = b""
+    return f"{VERSION}-{hashlib.sha256(facts).hexdigest()[:12]}" if facts else VERSION
 
 
 def _platform_dir(kind: str) -> Path:

@@ -54,6 +54,12 @@ def commands(make, monkeypatch):
     return started
 
 
+def test_the_slow_tests_say_at_the_end_what_the_skipped_ones_need(make, commands, monkeypatch):
+    monkeypatch.setattr(make, "ensure", lambda *_: None)
+    assert make.main(["test-slow"]) == 0
+    assert "-rs" in commands[-1]
+
+
 def pins() -> dict[str, Requirement]:
     lines = (ROOT / "packaging" / "constraints.txt").read_text(encoding="utf-8").splitlines()
     requirements = [Requirement(line) for line in lines if line and not line.startswith("#")]

@@ -65,7 +65,7 @@ def output_of(done: subprocess.CompletedProcess[str]) -> str:
 def own_folders(folder: Path) -> dict[str, str]:
     """Variables that keep a child's caches, logs and data in `folder`."""
     kinds = {f"XDG_{kind}_HOME": str(folder / kind.lower()) for kind in ("CACHE", "STATE", "DATA", "CONFIG")}
-    return {**kinds, "TRITON_CACHE_DIR": str(folder / "triton"), "LOCALAPPDATA": str(folder / "local")}
+    return {**kinds, "TRITON_CACHE_DIR": str(folder / "triton"), "WIN_PD_OVERRIDE_LOCAL_APPDATA": str(folder / "local")}
 
 
 def bundle_folder() -> Path:

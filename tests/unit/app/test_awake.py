@@ -10,9 +10,18 @@ from types import SimpleNamespace
 
 import pytest
 
+from sigma_app import awake
 from sigma_app.awake import keep_awake
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="a shell script stands in for systemd-inhibit")
+
+
+def runs(pid: int) -> bool:
+    """Whether a process is there; one that ended and was not asked for its exit code yet is not."""
+    try:
+        return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
 
 
 def inhibitor(folder: Path, script: str) -> Path:
@@ -64,6 +73,33 @@ def test_a_refusal_is_one_line_and_no_failure(tmp_path: Path, script: str, reaso
     with keep_awake(said.append):
         pass
     assert said == [f"the machine may fall asleep while it trains: {reason}"]
+
+
+@posix
+def test_a_helper_that_outlives_the_refusal_does_not_hold_up_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """systemd-inhibit starts an agent for passwords, which keeps its stderr open."""
+    monkeypatch.setattr(awake, "ANSWER_S", 0.3)
+    folder = inhibitor(tmp_path / "bin", "sleep 60 & echo $! >> $(dirname $0)/helpers; wait")
+    said: list[str] = []
+    begin = time.monotonic()
+    with keep_awake(said.append):
+        pass
+    assert time.monotonic() - begin < 20
+    assert said == ["the machine may fall asleep while it trains: systemd-inhibit gave no answer"]
+    helpers = [int(line) for line in (folder / "helpers").read_text().split()]
+    assert len(helpers) == 2
+    assert not any(runs(pid) for pid in helpers)
+
+
+@posix
+def test_a_lock_that_does_not_end_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(awake, "ANSWER_S", 0.5)
+    folder = inhibitor(tmp_path / "bin", "echo $$ > $(dirname $0)/pid; head -n 1; sleep 60")
+    said: list[str] = []
+    with keep_awake(said.append):
+        pass
+    assert said == ["the machine stays awake while it trains"]
+    assert not runs(int((folder / "pid").read_text()))
 
 
 @posix

@@ -62,6 +62,27 @@ def test_the_environment_names_the_backend_unless_the_user_did(triton: Path):
     assert environment == {"TRITON_DEFAULT_BACKEND": "other", "TRITON_BACKENDS_IN_TREE": "1"}
 
 
+def test_on_windows_triton_finds_its_own_cuda_files_and_no_old_toolkit(triton: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.setattr(sys, "_MEIPASS", str(triton / "bundle"), raising=False)
+    environment = {"CUDA_PATH": "C:\\CUDA\\v11.8"}
+    frozen.prepare(environment)
+    assert environment["CUDA_PATH"] == str(triton / "bundle" / "triton" / "backends" / "nvidia")
+
+
+def test_on_windows_a_cache_folder_with_accents_reaches_triton_in_every_process(
+    triton: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (triton / "knobs.py").write_text(f"{KNOBS}class cache:\n    dir = None\npropagate_env = True\n")
+    monkeypatch.setattr(sys, "platform", "win32")
+    os.environ["TRITON_CACHE_DIR"] = "C:\\Users\\Zoé\\triton"
+    frozen.prepare(os.environ)
+    assert "TRITON_CACHE_DIR" not in os.environ
+    from triton import knobs
+
+    assert knobs.cache.dir == "C:\\Users\\Zoé\\triton"
+
+
 def test_nothing_heavy_is_imported():
     code = "import sys; from sigma_app.frozen import prepare; prepare(); print({'torch', 'triton'} & set(sys.modules))"
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}

@@ -251,3 +251,38 @@ def test_a_training_whose_output_nobody_reads_any_more_is_no_success(capsys: pyt
     session.log = cast("Any", object())
     assert end(BrokenPipeError(), session) == 1
     assert "BrokenPipeError" in capsys.readouterr().err
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU that the driver and torch see."""
+    card = Gpu("NVIDIA RTX 4090", 24.0, (8, 9))
+    monkeypatch.setattr("sigma_app.nvidia.find", lambda: Nvidia("580.95.05", (card,)))
+    monkeypatch.setattr("sigma_app.session.cuda_memory_gb", lambda: 24.0)
+
+
+def test_the_result_of_a_real_kernel_comes_before_where_the_run_writes(trainer, gpu, monkeypatch, capsys):
+    monkeypatch.setattr("sigma_app.commands.check_kernel", lambda: "kernels     a real one ran")
+    assert main(["--output-dir", "run"]) == 0
+    words = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    begin = words.index("GPU")
+    assert words[begin : begin + 6] == ["GPU", "loading", "kernels", "args", "run", "log"]
+
+
+def test_a_kernel_that_fails_ends_the_start_before_a_run_folder_is_named_or_made(trainer, gpu, monkeypatch, capsys):
+    def fail():
+        raise MissingRequirementError("a Triton kernel cannot run")
+
+    monkeypatch.setattr("sigma_app.commands.check_kernel", fail)
+    assert main(["--output-dir", "run"]) == 3
+    output = capsys.readouterr()
+    assert "a Triton kernel cannot run" in output.err
+    assert "run folder" not in output.out
+    assert not Path("run").exists()
+
+
+def test_without_a_gpu_the_places_are_said_before_torch_is_loaded(trainer, capsys):
+    assert main(["--device", "cpu", "--output-dir", "run"]) == 0
+    words = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    begin = words.index("GPU")
+    assert words[begin : begin + 5] == ["GPU", "args", "run", "log", "loading"]

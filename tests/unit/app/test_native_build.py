@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from sigma_app import native_build
-from sigma_app.native_build import NoCompilerError, build_extension
+from sigma_app.native_build import NoCompilerError, Order, build_extension
 
 SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
 LIBRARY = "libsome.so.1"
@@ -83,6 +83,21 @@ def test_a_module_that_does_not_fit_is_replaced_by_tinycc_and_the_reason_is_said
     said = capsys.readouterr().err
     assert "compiled with the bundled TinyCC" in said
     assert reason in said
+
+
+@pytest.mark.parametrize("text", [b'{"module": "cuda_', b"\xff\xfe", b"[]"], ids=["torn", "no-text", "no-object"])
+def test_a_damaged_manifest_leaves_it_to_tinycc(bundle: Bundle, capsys: pytest.CaptureFixture[str], text: bytes):
+    bundle.compiler(bundle.native / "tcc" / "bin" / "tcc")
+    (bundle.native / "manifest.json").write_bytes(text)
+    assert bundle.build().read_text() == "tcc\n"
+    assert "manifest.json is damaged" in capsys.readouterr().err
+
+
+def test_headers_that_pythons_own_name_relative_to_the_folder_above_are_found(bundle: Bundle):
+    order = Order("cuda_utils", bundle.source, bundle.work, [], ["triton"], [])
+    assert order.headers()[:2] == ["triton", str(bundle.work)]
+    python, above = order.headers()[2:]
+    assert (Path(python) / "..").resolve() == Path(above).resolve()
 
 
 def test_a_module_that_this_machine_cannot_load_is_not_used(bundle: Bundle, capsys: pytest.CaptureFixture[str]):

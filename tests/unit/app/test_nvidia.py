@@ -11,7 +11,7 @@ import pytest
 from sigma.config.root import RunConfig
 from sigma.config.run import RunSection
 from sigma_app import nvidia
-from sigma_app.first_lines import first_lines
+from sigma_app.first_lines import gpu_line, place_lines
 from sigma_app.nvidia import Gpu, Nvidia, why_unusable
 
 NVML = r"""
@@ -22,7 +22,7 @@ int nvmlSystemGetDriverVersion(char *text, unsigned size) { strncpy(text, DRIVER
 int nvmlDeviceGetCount_v2(unsigned *count) { *count = COUNT; return 0; }
 int nvmlDeviceGetHandleByIndex_v2(unsigned i, void **handle) { *handle = 0; return i == 1 ? 15 : 0; }
 int nvmlDeviceGetName(void *d, char *text, unsigned size) { strncpy(text, "NVIDIA RTX 4090", size); return 0; }
-int nvmlDeviceGetMemoryInfo(void *d, unsigned long long *m) { m[0] = 24ull << 30; m[1] = m[2] = 0; return 0; }
+int nvmlDeviceGetMemoryInfo(void *d, unsigned long long *m) { m[0] = 24ull << 30; m[1] = m[2] = 0; return MEMORY; }
 int nvmlDeviceGetCudaComputeCapability(void *d, int *major, int *minor) { *major = 8; *minor = 9; return 0; }
 """
 CARD = Gpu("NVIDIA RTX 4090", 24.0, (8, 9))
@@ -34,10 +34,11 @@ def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., No
     if sys.platform == "win32" or not shutil.which("cc"):
         pytest.skip("needs a C compiler")
 
-    def build(driver: str = "580.95.05", count: int = 1, init: int = 0, version: int = 0) -> None:
+    def build(driver: str = "580.95.05", count: int = 1, init: int = 0, version: int = 0, memory: int = 0) -> None:
         (tmp_path / "nvml.c").write_text(NVML)
-        target = tmp_path / f"nvml-{driver}-{count}-{init}-{version}.so"
+        target = tmp_path / f"nvml-{driver}-{count}-{init}-{version}-{memory}.so"
         defines = [f'-DDRIVER="{driver}"', f"-DCOUNT={count}", f"-DINIT={init}", f"-DVERSION={version}"]
+        defines.append(f"-DMEMORY={memory}")
         subprocess.run(["cc", "-shared", "-fPIC", "-o", target, tmp_path / "nvml.c", *defines], check=True)
         monkeypatch.setattr(nvidia, "_LIBRARY", str(target))
 
@@ -72,6 +73,12 @@ def test_what_is_missing_is_said(library, answers, words):
     assert str(nvidia.find()) == words
 
 
+def test_a_device_that_does_not_tell_its_memory_is_there(library):
+    library(memory=3)
+    assert nvidia.find() == Nvidia("580.95.05", (Gpu("NVIDIA RTX 4090", None, (8, 9)),))
+    assert str(nvidia.find()) == "NVIDIA RTX 4090, driver 580.95.05"
+
+
 def test_a_lost_device_does_not_hide_the_others(library):
     library(count=3)
     assert nvidia.find() == Nvidia("580.95.05", (CARD, CARD), "a device does not answer")
@@ -103,10 +110,10 @@ def test_several_reasons_are_all_named():
 )
 def test_first_lines_name_what_is_read_written_and_found(found, gpu, tmp_path):
     config = RunConfig(run=RunSection(output_dir=tmp_path / "run"))
-    lines = list(first_lines(config, tmp_path / "args.txt", None, found))
-    assert lines[:2] == [f"args file   {tmp_path / 'args.txt'}", f"run folder  {tmp_path / 'run'}"]
-    assert lines[2].startswith(f"GPU         {gpu}")
-    assert list(first_lines(config, None, tmp_path / "x.log", found))[2] == f"log         {tmp_path / 'x.log'}"
+    lines = list(place_lines(config, tmp_path / "args.txt", None))
+    assert lines == [f"args file   {tmp_path / 'args.txt'}", f"run folder  {tmp_path / 'run'}"]
+    assert gpu_line(found).startswith(f"GPU         {gpu}")
+    assert list(place_lines(config, None, tmp_path / "x.log"))[2] == f"log         {tmp_path / 'x.log'}"
 
 
 def test_a_library_of_another_program_is_no_driver(tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """Portable first: the executable's own folder when it may be written to, else the platform's places."""
 
+import re
 import sys
 import tomllib
 from pathlib import Path
@@ -56,6 +57,18 @@ def test_caches_are_kept_per_version_and_follow_the_platform_variable(monkeypatc
     assert paths.cache_dir().name == VERSION
     if sys.platform == "linux":
         assert paths.cache_dir() == tmp_path / "sigma" / VERSION
+
+
+def test_builds_of_one_version_have_caches_of_their_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setattr(sys, "frozen", True, raising=False)
+    monkeypatch.setattr(sys, "_MEIPASS", str(tmp_path), raising=False)
+    assert paths.build_id() == VERSION, "a folder that no build finished"
+    names = []
+    for torch in ("2.13.0", "2.15.0"):
+        (tmp_path / paths.BUILD_FACTS).write_text(f'{{"torch": "{torch}"}}')
+        names += [paths.cache_dir().name, paths.cache_dir().name]
+    assert names[0] == names[1] != names[2] == names[3]
+    assert all(re.fullmatch(rf"{re.escape(VERSION)}-[0-9a-f]{{12}}", name) for name in names)
 
 
 def test_version_is_the_one_of_the_project_file():

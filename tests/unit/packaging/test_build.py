@@ -10,6 +10,7 @@ import pytest
 import build
 from bundle import environment, freeze, native, product
 from bundle.errors import BuildError, MissingError
+from sigma.core.lock import RunLock
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -22,7 +23,7 @@ def project(tmp_path, monkeypatch):
     monkeypatch.setattr(build, "WORK", tmp_path / "build")
     monkeypatch.setattr(build.make, "has_nvidia_driver", lambda: False)
     monkeypatch.setattr(environment, "check", lambda **_: "linux-x86_64-cpu")
-    monkeypatch.setattr(product, "facts", lambda *_: {"epoch": 0})
+    monkeypatch.setattr(product, "facts", lambda *_: {"epoch": 0, "flavour": "linux-x86_64-cpu"})
     monkeypatch.setattr(native, "carry", lambda folder: folder.mkdir())
 
     def fail(*_):
@@ -40,6 +41,35 @@ def test_a_failing_step_ends_with_1_and_leaves_the_previous_build(project, capsy
     assert run(project) == 1
     assert "error: PyInstaller ended with 1" in capsys.readouterr().err
     assert (project / "dist" / "sigma" / "sigma").read_text() == "the build before"
+
+
+def test_a_second_build_at_the_same_time_is_refused_and_changes_nothing(project, capsys):
+    (project / "build" / "work").mkdir(parents=True)
+    (project / "build" / "work" / "of the first").touch()
+    with RunLock(project / "build"):
+        assert run(project) == 1
+    assert (
+        f"another build is at work ({project / 'build'} is in use by process {os.getpid()}" in capsys.readouterr().err
+    )
+    assert (project / "build" / "work" / "of the first").exists()
+
+
+def test_a_project_that_cannot_be_written_to_is_named(project, capsys):
+    (project / "build").write_text("a file where the folder would be")
+    assert run(project) == 1
+    assert f"error: {project / 'build'} cannot be written to" in capsys.readouterr().err
+
+
+def test_a_work_folder_that_is_in_use_is_named(project, monkeypatch, capsys):
+    (project / "build" / "work").mkdir(parents=True)
+
+    def refuse(path):
+        raise PermissionError(13, "in use by another process", str(path / "sigma.exe"))
+
+    monkeypatch.setattr(build.shutil, "rmtree", refuse)
+    assert run(project) == 1
+    said = capsys.readouterr().err
+    assert "sigma.exe cannot be removed (in use by another process); close what uses it" in said
 
 
 def test_a_missing_compiler_ends_with_3_and_leaves_the_previous_build(project, monkeypatch, capsys):
@@ -127,5 +157,5 @@ def test_the_batch_file_has_no_way_to_end_without_saying_its_code():
     lines = (ROOT / "build_exe.bat").read_bytes().decode("ascii").split("\r\n")
     assert not any("goto fail" in line or "goto :fail" in line for line in lines)
     ends = [line for line in lines if "exit /b" in line]
-    assert ends == ['cd /d "%~dp0" || exit /b 1', "exit /b 3", "exit /b %ERRORLEVEL%"]
+    assert ends == ["exit /b 1", "exit /b 3", "exit /b %ERRORLEVEL%"]
     assert lines[lines.index("exit /b %ERRORLEVEL%") - 1].startswith('"%PYTHON%" ')

@@ -59,6 +59,26 @@ def test_the_system_headers_of_a_file_are_found(tmp_path):
     assert "file.c" not in names
 
 
+def test_debians_second_folder_of_headers_is_carried(monkeypatch, tmp_path):
+    headers, second = tmp_path / "usr" / "python3.12", tmp_path / "usr" / "x86_64-linux-gnu" / "python3.12"
+    for folder in (headers, second):
+        folder.mkdir(parents=True)
+        (folder / "pyconfig.h").write_text(folder.name)
+    monkeypatch.setattr(sysconfig, "get_config_var", {"MULTIARCH": "x86_64-linux-gnu"}.get)
+    native.carry_headers(headers, tmp_path / "include")
+    found = sorted(path.relative_to(tmp_path / "include").as_posix() for path in (tmp_path / "include").rglob("*.h"))
+    assert found == ["python3.12/pyconfig.h", "x86_64-linux-gnu/python3.12/pyconfig.h"]
+
+
+@pytest.mark.parametrize("name", ["triton-windows", "triton"])
+def test_the_manifest_names_the_triton_of_this_system(monkeypatch, tmp_path, name):
+    (tmp_path / "driver.c").write_text("int one;")
+    monkeypatch.setattr(native.plan, "triton_distribution", lambda: name)
+    monkeypatch.setattr(native.importlib.metadata, "version", lambda asked: f"{asked} 3.7.1")
+    native.write_manifest(tmp_path / "manifest.json", tmp_path / "driver.c", tmp_path / "cuda_utils.pyd")
+    assert json.loads((tmp_path / "manifest.json").read_text())["triton"] == f"{name} 3.7.1"
+
+
 @needs_compiler
 def test_the_words_of_a_compiler_that_fails_are_in_the_error(tmp_path):
     source = tmp_path / "wrong.c"

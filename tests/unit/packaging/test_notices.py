@@ -2,6 +2,8 @@
 
 import importlib.metadata
 import json
+import sys
+import sysconfig
 
 import pytest
 
@@ -71,3 +73,21 @@ def test_the_bill_names_every_library_and_is_the_same_each_time(installed):
     assert {one["name"] for one in bill["components"]} == {"one", "Two+3", "python"}
     assert {one["purl"] for one in bill["components"]} >= {"pkg:pypi/one@2"}
     assert bill["metadata"]["timestamp"] == "1970-01-01T00:00:00Z"
+
+
+@pytest.mark.parametrize(
+    "place",
+    ["doc/python{}.{}/copyright", "doc/libpython{}.{}-stdlib/copyright", "licenses/python3-libs/LICENSE"],
+    ids=["debian", "debian-small", "fedora"],
+)
+def test_pythons_licence_is_found_where_the_system_keeps_it(monkeypatch, tmp_path, place):
+    text = tmp_path / place.format(*sys.version_info)
+    text.parent.mkdir(parents=True)
+    text.write_text("PSF")
+    monkeypatch.setattr(notices, "_DOCUMENTS", tmp_path)
+    monkeypatch.setattr(sysconfig, "get_paths", lambda: {"stdlib": str(tmp_path)})
+    monkeypatch.setattr(sys, "base_prefix", str(tmp_path))
+    assert notices.python_licence() == text
+    text.unlink()
+    with pytest.raises(BuildError, match="no licence text of Python"):
+        notices.python_licence()

@@ -53,6 +53,26 @@ def test_modules_of_other_distributions_are_foreign_but_not_those_that_a_needed_
     assert plan.foreign_modules(["one"]) == ["tool"]
 
 
+def test_direct_modules_are_those_that_the_project_names_itself(installed):
+    installed("project", ["FastThing", "one", "never; python_version < '3'", "optional; extra == 'all'"])
+    installed("fastthing", ["deep"], modules=["fastthing", "_fastthing_tools"])
+    for name in ("one", "deep", "never", "optional"):
+        installed(name)
+    assert plan.direct_modules("project") == ["fastthing", "one"]
+
+
+def test_what_setuptools_brings_along_is_not_foreign_when_it_is_installed_too(installed):
+    installed("zipp")
+    installed("jaraco-text", modules=["jaraco"])
+    assert plan.foreign_modules([]) == []
+
+
+@pytest.mark.parametrize("system, name", [("win32", "triton-windows"), ("linux", "triton")])
+def test_triton_has_another_name_on_windows(monkeypatch, system, name):
+    monkeypatch.setattr(sys, "platform", system)
+    assert plan.triton_distribution() == name
+
+
 @pytest.mark.parametrize(
     "name",
     [
@@ -65,6 +85,7 @@ def test_modules_of_other_distributions_are_foreign_but_not_those_that_a_needed_
         "triton/backends/nvidia/lib/libdevice.10.bc",
         "triton/_C/libtriton.so",
         "triton/runtime/tcc/lib/libtcc1.a",
+        "triton/backends/nvidia/lib/x64/cuda.lib",
         "torch-2.13.0.dist-info/METADATA",
         "sigma/data/corpus/README.md",
     ],
