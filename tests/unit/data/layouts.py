@@ -90,7 +90,8 @@ def wet(texts: list[str], first: int = 0) -> bytes:
 def crawl_files(crawl: str, wets: list[bytes]) -> dict[str, bytes]:
     """The files of a crawl under their real paths, with its list."""
     folder = f"crawl-data/{crawl}/segments/1751905933612.63/wet"
-    paths = [f"{folder}/CC-MAIN-20250707183638-20250707213638-{i:05}.warc.wet.gz" for i in range(len(wets))]
+    stamp = crawl.replace("CC-MAIN-", "").replace("-", "") + "07183638"
+    paths = [f"{folder}/CC-MAIN-{stamp}-20250707213638-{i:05}.warc.wet.gz" for i in range(len(wets))]
     listing = gzip.compress("".join(path + "\n" for path in paths).encode(), mtime=0)
     return {f"crawl-data/{crawl}/wet.paths.gz": listing, **dict(zip(paths, wets, strict=True))}
 
