@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from sigma.config.option import opt
@@ -13,6 +14,22 @@ class DataSection:
     """Source, tokenizer, packing and the size of a batch."""
 
     data_backend: Literal["bundled"] = opt("bundled", "Where texts come from.")
+    data_dir: Path = opt(  # noqa: RUF009 - opt makes a field
+        Path("data"), "Folder of --data-backend files: txt, md, jsonl (.gz, .zst) and parquet files."
+    )
+    fineweb_config: str = opt("sample-10BT", "Part of FineWeb: sample-10BT, sample-100BT, sample-350BT or a crawl.")
+    fineweb_min_score: float = opt(
+        4.0, "Smallest educational score; 0 takes FineWeb, anything else FineWeb-Edu.", low=0, high=5
+    )
+    cosmopedia_config: str = opt(
+        "cosmopedia-v2", "Part of Cosmopedia: cosmopedia-v2, or one of the first version like web_samples_v2."
+    )
+    commoncrawl_crawls: str = opt("latest", "Crawls to read, like CC-MAIN-2025-33,CC-MAIN-2025-30.")
+    commoncrawl_latest_crawls: int = opt(2, "Crawls that `latest` stands for.", low=1, high=100)
+    commoncrawl_wet_paths_per_crawl: int = opt(256, "Files to read of each crawl, drawn by the seed.", low=1)
+    stream_shuffle_buffer: int = opt(
+        4096, "Records that a streamed source reads and shuffles together.", low=1, high=65536
+    )
     tokenizer: Literal["bpe8k", "bytes"] = opt("bpe8k", "The bundled 8k BPE, or raw bytes.")
     seq_len: int | None = opt(None, "Tokens of one packed row.", low=8, high=1048576)
     batch_size: int | None = opt(None, "Rows of one optimizer step (the global batch).", low=1, high=65536)

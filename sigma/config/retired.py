@@ -39,6 +39,8 @@ RETIRED: dict[str, str] = {
     "moe-dispatch-mode": "there is one dispatch, sorted by expert, and it drops no token",
     "router-metrics-interval": "use --log-interval",
     "router-jitter-noise": "--router-balance-lr keeps the experts in use without noise",
+    "commoncrawl-records-per-file commoncrawl-max-files-per-worker-cycle": "every record of every chosen file is read",
+    "commoncrawl-parallel-files": "one thread reads ahead; Common Crawl bans who asks too often",
     "dropout": "there is none; --weight-decay regularises",
     "mamba-block-t mamba-block-n": "tiles are chosen for the device; the algorithm's chunk is --ssm-chunk",
     "mamba-step-scale": "the step size is learned",
@@ -68,11 +70,8 @@ RETIRED: dict[str, str] = {
 """Flags (without dashes) -> what stands in their place."""
 
 NOT_YET: dict[str, str] = {
-    "fineweb-ratio fineweb-min-score source-read-timeout-sec stream-tokenize-batch-size stream-shuffle-buffer "
-    "dedup-window-size dedup-normalize-chars": "comes with streamed data; the bundled corpus is used",
-    "commoncrawl-ratio commoncrawl-latest-crawls commoncrawl-wet-paths-per-crawl commoncrawl-records-per-file "
-    "commoncrawl-max-files-per-worker-cycle commoncrawl-parallel-files":
-        "comes with streamed web data; the bundled corpus is used",
+    "fineweb-ratio source-read-timeout-sec stream-tokenize-batch-size commoncrawl-ratio dedup-window-size "
+    "dedup-normalize-chars": "comes with streamed data; the bundled corpus is used",
     "instant-error-threshold": "comes with lossy INSTANT; the exact mode is used",
     "gn-beta1 gn-beta2 gn-eps gn-damping gn-damping-min gn-damping-max gn-damping-up gn-damping-down gn-damping-gain "
     "gn-ns-steps gn-block-size gn-clip-grad": "comes with the optimizer gnprox",

@@ -18,6 +18,7 @@ from sigma.data.text_files import read_text
 TEXT_SUFFIXES = (".txt", ".md")
 LINE_SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
 SUFFIXES = (*TEXT_SUFFIXES, *LINE_SUFFIXES, ".parquet")
+OWN_NOTE = "README.txt"  # the program puts it into an empty folder
 ENDS = 64 << 10  # bytes at the beginning and the end of a file that its pin covers
 
 
@@ -98,7 +99,7 @@ class LocalFiles:
                 if name.lower().endswith(SUFFIXES) and not name.startswith("."):
                     path = Path(folder, name)
                     found.append(FileRef(path.relative_to(self._folder).as_posix(), path.stat().st_size))
-        return sorted(found, key=lambda file: file.path)
+        return sorted((file for file in found if file.path != OWN_NOTE), key=lambda file: file.path)
 
     def _signature(self, file: FileRef) -> str:
         """Name, size and a hash of the ends of a file."""
