@@ -30,7 +30,9 @@ class DataSection:
     stream_shuffle_buffer: int = opt(
         4096, "Records that a streamed source reads and shuffles together.", low=1, high=65536
     )
-    tokenizer: Literal["bpe8k", "bytes"] = opt("bpe8k", "The bundled 8k BPE, or raw bytes.")
+    tokenizer: Literal["bpe8k", "bytes"] | Path = opt(  # noqa: RUF009 - opt makes a field
+        "bpe8k", "The bundled 8k BPE, raw bytes, or a tokenizer.json (byte-level BPE)."
+    )
     seq_len: int | None = opt(None, "Tokens of one packed row.", low=8, high=1048576)
     batch_size: int | None = opt(None, "Rows of one optimizer step (the global batch).", low=1, high=65536)
     micro_batch_size: int | None = opt(None, "Rows of one forward pass; halved on out-of-memory.", low=1)
@@ -43,4 +45,14 @@ class DataSection:
     )
     val_max_tokens: int = opt(
         16384, "Tokens of a validation during training (the final one reads everything).", low=256
+    )
+    languages: str = opt("en", "Languages of web pages to keep, like en,fr (ISO 639 codes); any keeps all.")
+    contamination_file: Literal["bundled"] | Path = opt(  # noqa: RUF009
+        "bundled", "Hashes of further held-out texts; documents that share 13 words with one are dropped."
+    )
+    dedup_window_size: int = opt(
+        65536, "Near-duplicates are looked for among this many documents; 0 looks for none.", low=0, high=2**22
+    )
+    dedup_normalize_chars: int = opt(
+        4096, "Characters at the beginning of a document that near-duplicates are recognised by.", low=64, high=2**20
     )

@@ -70,8 +70,8 @@ RETIRED: dict[str, str] = {
 """Flags (without dashes) -> what stands in their place."""
 
 NOT_YET: dict[str, str] = {
-    "fineweb-ratio source-read-timeout-sec stream-tokenize-batch-size commoncrawl-ratio dedup-window-size "
-    "dedup-normalize-chars": "comes with streamed data; the bundled corpus is used",
+    "fineweb-ratio source-read-timeout-sec stream-tokenize-batch-size commoncrawl-ratio":
+        "comes with streamed data; the bundled corpus is used",
     "instant-error-threshold": "comes with lossy INSTANT; the exact mode is used",
     "gn-beta1 gn-beta2 gn-eps gn-damping gn-damping-min gn-damping-max gn-damping-up gn-damping-down gn-damping-gain "
     "gn-ns-steps gn-block-size gn-clip-grad": "comes with the optimizer gnprox",
