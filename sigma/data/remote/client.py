@@ -35,7 +35,6 @@ KEPT_REDIRECTS = 64
 SMALL = 64 << 10  # bytes of an answer that are read only to keep the connection
 SHORT_WAIT_S = 5.0  # longer ones are left to whoever asks for the source again
 LONGEST_WAIT_S = 3600.0
-BANNED_S = 900.0  # Common Crawl answers 403 to who asks too often, and goes on while they do
 AGAIN = {408, 425, 429, 500, 502, 503, 504}
 
 
@@ -155,7 +154,7 @@ class HttpClient:
             raise _Failed(f"more than {MOST_REDIRECTS} redirects", again=False)
         if shortcut and answer.status in (401, 403, 404, 410):  # a signed address has its time
             return self._follow(url, headers, limit)
-        _check_status(answer)
+        _check_status(answer, self.limits.banned_s)
         if at != url:
             if len(self._moved) >= KEPT_REDIRECTS:
                 self._moved.clear()
@@ -229,7 +228,7 @@ def _parsed(answer: Answer, parse: Callable[[Answer], T]) -> T:
         raise _Failed(f"cannot be understood ({type(error).__name__}: {error})") from error
 
 
-def _check_status(answer: Answer) -> None:
+def _check_status(answer: Answer, banned_s: float) -> None:
     """Raise for everything but success."""
     status = answer.status
     if status in (200, 206):
@@ -239,7 +238,7 @@ def _check_status(answer: Answer) -> None:
         raise _Failed(f"HTTP {status}", wait_s=wait)
     if status in (401, 403):
         reason = f"HTTP {status}: not allowed, or asked too often (a token may be given in HF_TOKEN)"
-        raise _Failed(reason, again=False, wait_s=max(wait, BANNED_S))
+        raise _Failed(reason, again=False, wait_s=max(wait, banned_s))
     raise _Failed(f"HTTP {status}", again=False, wait_s=wait)
 
 

@@ -32,6 +32,7 @@ class HttpLimits:
     backoff_s: float = 0.5
     most_backoff_s: float = 20.0
     range_bytes: int = 4 << 20
+    banned_s: float = 900.0  # Common Crawl answers 403 to who asks too often, and goes on while they do
 
 
 class TooSlowError(TimeoutError):
