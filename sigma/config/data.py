@@ -13,7 +13,10 @@ from sigma.config.option import opt
 class DataSection:
     """Source, tokenizer, packing and the size of a batch."""
 
-    data_backend: Literal["bundled"] = opt("bundled", "Where texts come from.")
+    data_backend: Literal["bundled", "files", "fineweb", "cosmopedia", "commoncrawl", "hybrid"] = opt(
+        "bundled",
+        "Where natural text comes from: bundled, your own files, or the network (hybrid: all three sources).",
+    )
     data_dir: Path = opt(  # noqa: RUF009 - opt makes a field
         Path("data"), "Folder of --data-backend files: txt, md, jsonl (.gz, .zst) and parquet files."
     )
@@ -40,6 +43,18 @@ class DataSection:
         0.05, "Share of tokens from the arithmetic, parity and recall generators.", low=0, high=1
     )
     code_ratio: float = opt(0.15, "Share of tokens from the bundled code.", low=0, high=1)
+    fineweb_ratio: float = opt(0.7, "FineWeb's share of hybrid's hub text; Cosmopedia has the rest.", low=0, high=1)
+    commoncrawl_ratio: float = opt(0.7, "Common Crawl's share of hybrid's natural text.", low=0, high=1)
+    bootstrap_seed_batches: int | None = opt(
+        None, "Batches of bundled text at the beginning, before the network is needed.", low=0, high=10**9
+    )
+    source_read_timeout_sec: float = opt(
+        2.5, "Longest wait for sources in one batch; then another source gives instead.", low=0, high=3600
+    )
+    source_resume_timeout_sec: float = opt(
+        120.0, "Longest wait, on resume, for a source that had answered before.", low=0, high=86400
+    )
+    num_workers: int = opt(2, "Threads that filter and tokenise texts; 0 does it in the data thread.", low=0, high=256)
     source_prefetch: int = opt(
         8, "Batches prepared ahead by the data thread; 0 prepares them in the loop.", low=0, high=1024
     )

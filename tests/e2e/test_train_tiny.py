@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+import socket
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -153,9 +154,11 @@ def stopping(trainer: Trainer, step: int) -> Callable[[str, StepState], None]:
 
 
 def test_the_inventory_of_saved_state_is_this(make: Make) -> None:
-    """tests/unit/train/test_loop.py shows for each that it matters; a new kind of state belongs to both lists."""
+    """tests/unit/train/test_loop.py shows for each that it matters (tests/unit/data/test_stream.py for the tensors of the
+    stream); a new kind of state belongs to both lists.
+    """
     registry = make().saver.registry
-    assert registry.group_names() == ["model", "optim"]
+    assert registry.group_names() == ["model", "optim", "stream"]
     assert registry.names() == ["progress", "data", "features", "stepper", "meter", "counters", "rng"]
 
 
@@ -302,9 +305,10 @@ def test_every_column_is_documented(make: Make) -> None:
     trainer = make(eval_interval=3)
     trainer.run()
     text = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
-    documented = set(re.findall(r"`([a-z0-9_]+)`", text))
+    documented = set(re.findall(r"`([a-zX0-9_]+)`", text))
     lines = (trainer.run_dir / "metrics.jsonl").read_bytes().splitlines()
     columns = {re.sub(r"^feature_(instant|diff_mla)_", "feature_X_", name) for line in lines for name in loads(line)}
+    columns = {re.sub(r"^data_(tokens|dropped)_\w+", r"data_\1_X", name) for name in columns}
     known = documented | {f"feature_X_{part}" for part in ("enabled", "calls", "effective_calls", "s")}
     assert columns - known == set()
 
@@ -469,3 +473,37 @@ def test_the_update_on_cuda_never_waits_for_the_device(make: Make, optimizer: st
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert float(result.found_inf) == 0
+
+
+DEAD = {"data_backend": "hybrid", "bootstrap_seed_batches": 0, "source_read_timeout_sec": 0.5}
+
+
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every remote source refuses the connection."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    for name in ("HF_ENDPOINT", "COMMONCRAWL_ENDPOINT"):
+        monkeypatch.setenv(name, url)
+
+
+def test_with_all_sources_dead_hybrid_trains_the_bits_of_bundled_and_says_so_once(make: Make, no_network: None) -> None:
+    bundled, hybrid = make("bundled"), make("hybrid", **DEAD)
+    bundled.run(), hybrid.run()
+    assert digest(bundled, 6) == digest(hybrid, 6)
+    told = [(row["event"], row["source"]) for row in rows(hybrid, "event")]
+    assert sorted(told) == [("source_absent", name) for name in ("commoncrawl", "cosmopedia", "fineweb")]
+    assert all(row["reason"] for row in rows(hybrid, "event"))
+    last = rows(hybrid)[-1]
+    assert last["data_outages"] == 3
+    assert last["data_substitutions"] > 0
+    assert last["data_tokens_natural"] == rows(bundled)[-1]["data_tokens_natural"]
+    assert not (bundled.run_dir / "data_journal.jsonl").exists()
+
+
+def test_bootstrap_batches_ask_no_network(make: Make, no_network: None) -> None:
+    bundled, hybrid = make("bundled"), make("hybrid", **DEAD | {"bootstrap_seed_batches": 99})
+    bundled.run(), hybrid.run()
+    assert digest(bundled, 6) == digest(hybrid, 6)
+    assert rows(hybrid, "event") == []
