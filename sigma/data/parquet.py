@@ -58,11 +58,12 @@ class ParquetTexts:
         self._columns = [TEXT] + ([score.column] if score else [])
         try:
             self._file = self._open()
+            metadata = self._file.metadata
+            groups = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
+            if any(not 0 <= rows <= GROUP_ROWS for rows in groups):
+                raise ParquetError("a row group of an impossible size")
         except ParquetError as error:
             raise Damaged(path, 0, str(error)) from error
-        groups = [self._file.metadata.row_group(i).num_rows for i in range(self._file.metadata.num_row_groups)]
-        if any(not 0 <= rows <= GROUP_ROWS for rows in groups):
-            raise Damaged(path, 0, "a row group of an impossible size")
         self._ends = list(accumulate(groups))
         self._next = -1  # the row that `_rows` gives next
         self._rows: Iterator[tuple[Any, Any]] = iter(())
@@ -123,10 +124,11 @@ class ParquetTexts:
         """(text, score) of every row of a group. Raises ParquetError."""
         import pyarrow as pa
 
-        dictionary = self._check_group(group)
-        batch_rows = max(1, min(BATCH_ROWS, BATCH_BYTES // max(1, dictionary)))
         try:
-            for batch in self._timed(self._file.iter_batches(batch_rows, row_groups=[group], columns=self._columns)):
+            dictionary = self._check_group(group)
+            batch_rows = max(1, min(BATCH_ROWS, BATCH_BYTES // max(1, dictionary)))
+            batches = self._file.iter_batches(batch_rows, [group], self._columns, use_threads=False)
+            for batch in self._timed(batches):
                 texts = batch.column(TEXT)
                 try:
                     values = texts.to_pylist()

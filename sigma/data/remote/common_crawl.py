@@ -120,17 +120,14 @@ class CommonCrawl:
         block, at, view = Block([], None), 0, memoryview(data)
         while at < len(data):
             try:
-                member = read_member(view, at, self._limits)
+                member = read_member(view, at, last, self._limits)
             except SlowError:
                 if at:
                     return block, at
                 reason = f"a record that takes more than {self._limits.seconds:g} s"
                 raise Damaged(path, position, reason, position + 1) from None
-            if member is None and not last:
-                return block, at
             if member is None:
-                _skip(block, "cut off", path, position + at)
-                return block, len(data)
+                return block, at
             if member.reason:
                 _skip(block, member.reason, path, position + at)
             else:

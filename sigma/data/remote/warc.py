@@ -1,7 +1,7 @@
 """WARC records out of gzip members: framed here, read by fastwarc, or by warcio where fastwarc is not installed.
 
 Wrong lengths are the normal case in real files. A record is handed to the parser only when its frame is sound: a
-version line, one decimal Content-Length, that many bytes, and then an empty line or the end.
+version line, a header of plain lines with one decimal Content-Length, that many bytes, and then an empty line or the end.
 """
 
 from __future__ import annotations
@@ -22,8 +22,10 @@ MAGIC = b"\x1f\x8b\x08"
 PIECE = 32 << 10
 STEP = 1 << 20  # bytes unpacked between two looks at the limits
 ENOUGH = 2048  # packed bytes from which the first unpacked ones surely come
-_LENGTH = re.compile(rb"^content-length:[ \t]*(\d{1,9})[ \t]*$", re.IGNORECASE | re.MULTILINE)
-_ANY_LENGTH = re.compile(rb"^content-length[ \t]*:", re.IGNORECASE | re.MULTILINE)
+_VERSION = re.compile(rb"WARC/1\.[01]\r\n")
+_LENGTH = re.compile(rb"\r\nContent-Length: *(\d{1,9})(?=\r\n|$)")
+_ANY_LENGTH = re.compile(rb"\r\ncontent-length[ \t]*:", re.IGNORECASE)
+_NO_LINES = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|\r(?!\n)|(?<!\r)\n|\n[ \t]")  # or continued lines
 
 
 @dataclass(frozen=True)
@@ -39,39 +41,40 @@ class SlowError(Exception):
     """A record took longer than it may."""
 
 
-def read_member(data: memoryview, at: int, limits: RecordLimits) -> Member | None:
-    """Unpack the gzip member at `at`; None when `data` ends inside it. Raises SlowError.
+def read_member(data: memoryview, at: int, last: bool, limits: RecordLimits) -> Member | None:
+    """Unpack the gzip member at `at`; None when it goes on behind `data`, which is not the `last` of the file. Raises
+    SlowError.
 
     After a damaged one, `end` is where the next sound member begins (or is to be looked for).
     """
     if data[at : at + 3] != MAGIC[: len(data) - at]:
-        return Member(_next_member(data, at + 1), reason="broken gzip")
+        return Member(next_member(data, at + 1, last), reason="broken gzip")
     inflate, parts, out, pos = zlib.decompressobj(31), [], 0, at
     until = time.monotonic() + limits.seconds
     try:
         while not inflate.eof:
             piece = inflate.unconsumed_tail or data[pos : pos + PIECE]
             if not len(piece):
-                return None
+                return Member(next_member(data, at + 1, last), reason="cut off") if last else None
             pos += 0 if inflate.unconsumed_tail else len(piece)
             parts.append(inflate.decompress(piece, STEP))
             out += len(parts[-1])
-            taken = pos - len(inflate.unconsumed_tail) - at
+            taken = pos - len(inflate.unconsumed_tail) - len(inflate.unused_data) - at
             reason = reason_too_large(out, taken, limits)
             if taken > limits.record_bytes + STEP:  # a header or empty blocks without end
                 reason = "too large"
             if reason:
-                return Member(_next_member(data, at + taken), reason=reason)
+                return Member(next_member(data, at + 1, last), reason=reason)
             if time.monotonic() > until:
                 raise SlowError
     except zlib.error:
-        return Member(_next_member(data, at + 1), reason="broken gzip")
+        return Member(next_member(data, at + 1, last), reason="broken gzip")
     return Member(pos - len(inflate.unused_data), b"".join(parts))
 
 
-def _next_member(data: memoryview, at: int) -> int:
-    """The first offset from `at` on where a gzip member with a WARC record begins, or could begin with the bytes
-    behind `data`; if there is none, the end.
+def next_member(data: memoryview, at: int, last: bool) -> int:
+    """The first offset from `at` on where a gzip member with a WARC record begins; if there is none, the end. Unless
+    `data` is the `last` of the file, also where it could begin with the bytes to come.
     """
     raw = data.obj
     assert isinstance(raw, bytes)
@@ -80,10 +83,10 @@ def _next_member(data: memoryview, at: int) -> int:
             head = zlib.decompressobj(31).decompress(data[at : at + ENOUGH], 5)
         except zlib.error:
             head = b"no"
-        if b"WARC/".startswith(head):  # also when these bytes are too few to tell
+        if head == b"WARC/" or (not last and len(raw) - at < ENOUGH and b"WARC/".startswith(head)):
             return at
         at += 1
-    return len(raw) - next((n for n in (2, 1) if raw.endswith(MAGIC[:n])), 0)
+    return len(raw) - (0 if last else next((n for n in (2, 1) if raw.endswith(MAGIC[:n])), 0))
 
 
 def frames(content: bytes, limits: RecordLimits) -> Iterator[bytes | None]:
@@ -92,8 +95,8 @@ def frames(content: bytes, limits: RecordLimits) -> Iterator[bytes | None]:
     while at < len(content):
         head_end = content.find(b"\r\n\r\n", at, at + limits.header_bytes)
         head = content[at:head_end]
-        lengths = _LENGTH.findall(head.replace(b"\r\n", b"\n")) if head_end >= 0 else []
-        if not head.startswith(b"WARC/1.") or len(lengths) != 1 or len(_ANY_LENGTH.findall(head)) != 1:
+        lengths = _LENGTH.findall(head) if head_end >= 0 and not _NO_LINES.search(head) else []
+        if not _VERSION.match(head) or len(lengths) != 1 or len(_ANY_LENGTH.findall(head)) != 1:
             yield None
             return
         end = head_end + 4 + int(lengths[0])
@@ -148,5 +151,8 @@ def parse_with_warcio(record: bytes) -> tuple[str, bytes]:
     from warcio.archiveiterator import ArchiveIterator
 
     for found in ArchiveIterator(io.BytesIO(record), no_record_parse=True):
-        return str(found.rec_headers.get_header("WARC-Type")).strip().lower(), found.raw_stream.read()
+        kind = found.rec_headers.get_header("WARC-Type")
+        if kind is None:
+            break
+        return kind.strip().lower(), found.raw_stream.read()
     raise ValueError("no record")
