@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-import gzip
 import io
 import json
 import time
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
 from sigma.data.limits import RecordLimits, decoded
 from sigma.data.record import Block, Damaged, Record
-from sigma.data.text_files import skip
+from sigma.data.text_files import BOM, skip
 
 BLOCK_LINES = 1000
 BLOCK_BYTES = 4 << 20
 PIECE = 1 << 20
+CHUNK = 64 << 10  # unpacked at once
 MOST_WINDOW = 128 << 20  # bytes that a Zstandard frame may look back; `zstd --long=27` makes them
 PLAIN_JSON = 1 << 20  # bytes of a line whose brackets need not be counted
 MOST_BRACKETS = 200_000  # in a longer one; each becomes an object of 60 to 200 bytes
-UNREADABLE = (EOFError, gzip.BadGzipFile, zlib.error)
+UNREADABLE = (EOFError, zlib.error)
 
 
 class _SlowError(Exception):
@@ -71,10 +72,11 @@ class JsonLines:
         self.close()
         self._file = self._path.open("rb")
         self._at = self._line = 0
-        if self._path.suffix == ".gz":
-            self._unpacked = io.BufferedReader(gzip.GzipFile(fileobj=self._file), PIECE)  # pyright: ignore
-        elif self._path.suffix == ".zst":
-            self._unpacked = io.BufferedReader(_Zstandard(self._file), PIECE)
+        suffix = self._path.suffix.lower()
+        if suffix == ".gz":
+            self._unpacked = io.BufferedReader(_Unpacked(_gzip_chunks(self._file)))
+        elif suffix == ".zst":
+            self._unpacked = io.BufferedReader(_Unpacked(_zstandard_chunks(self._file)))
         else:
             self._unpacked = self._file
         while self._at < position and (piece := self._unpacked.read(min(PIECE, position - self._at))):
@@ -94,6 +96,8 @@ class JsonLines:
             if not rest or rest.endswith(b"\n"):
                 break
         self._check_ratio(self._at + size)
+        if self._at == 0:
+            line = line.removeprefix(BOM)
         text, reason = (None, "too large") if size > limit + 1 else _text_of(line, self._limits)
         if time.monotonic() - start > self._limits.seconds:
             raise _SlowError(self._at + size)
@@ -118,7 +122,7 @@ def _text_of(line: bytes, limits: RecordLimits) -> tuple[str | None, str]:
     if len(line) > PLAIN_JSON and line.count(b"[") + line.count(b"{") > MOST_BRACKETS:
         return None, "too large"
     try:
-        row = json.loads(line)
+        row = json.loads(line.decode())
     except UnicodeDecodeError:
         return None, "not UTF-8"
     except (ValueError, RecursionError):
@@ -132,21 +136,49 @@ def _text_of(line: bytes, limits: RecordLimits) -> tuple[str | None, str]:
         return None, "not UTF-8"
 
 
-class _Zstandard(io.RawIOBase):
-    """The unpacked bytes of a Zstandard file. Raises EOFError where it is damaged."""
+class _Unpacked(io.RawIOBase):
+    """The bytes of an iterator of chunks. Chunks begin at the same places whoever reads and from wherever on, so a
+    damaged file always ends at the same line.
+    """
 
-    def __init__(self, file: IO[bytes]) -> None:
-        import zstandard
-
-        self._error = zstandard.ZstdError
-        unpacker = zstandard.ZstdDecompressor(max_window_size=MOST_WINDOW)
-        self._reader = unpacker.stream_reader(file, read_across_frames=True, closefd=False)
+    def __init__(self, chunks: Iterator[bytes]) -> None:
+        self._chunks, self._left = chunks, memoryview(b"")
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
-        try:
-            return self._reader.readinto(buffer)
-        except self._error as error:
-            raise EOFError(str(error)) from error
+        if not len(self._left):
+            self._left = memoryview(next(self._chunks, b""))
+        size = min(len(buffer), len(self._left))
+        buffer[:size], self._left = self._left[:size], self._left[size:]
+        return size
+
+
+def _gzip_chunks(file: IO[bytes]) -> Iterator[bytes]:
+    """Unpack all members; zeros behind the last one are padding. Raises EOFError and zlib.error."""
+    inflate, packed = zlib.decompressobj(31), file.read(CHUNK)
+    while packed:
+        if chunk := inflate.decompress(packed, CHUNK):
+            yield chunk
+        packed = (inflate.unused_data if inflate.eof else inflate.unconsumed_tail) or file.read(CHUNK)
+        if inflate.eof:
+            while packed and not (packed := packed.lstrip(b"\0")):
+                packed = file.read(CHUNK)
+            if not packed:
+                return
+            inflate = zlib.decompressobj(31)
+    raise EOFError("it is cut off")
+
+
+def _zstandard_chunks(file: IO[bytes]) -> Iterator[bytes]:
+    """Unpack all frames. Raises EOFError."""
+    import zstandard
+
+    unpacker = zstandard.ZstdDecompressor(max_window_size=MOST_WINDOW)
+    reader = unpacker.stream_reader(file, read_across_frames=True, closefd=False)
+    try:
+        while chunk := reader.read(CHUNK):
+            yield chunk
+    except zstandard.ZstdError as error:
+        raise EOFError(str(error)) from error

@@ -115,17 +115,17 @@ class _LocalParquet:
     """A parquet file on the disk."""
 
     def __init__(self, path: Path, name: str, source: str, limits: RecordLimits) -> None:
+        self._source, self._name = source, name
         self._file = path.open("rb")
         size = os.fstat(self._file.fileno()).st_size
-        try:
-            self._texts = ParquetTexts(self._read_at, size, source, name, limits=limits, keep_chunks=False)
-        except BaseException:
-            self._file.close()
-            raise
+        self._texts = ParquetTexts(self._read_at, size, source, name, limits=limits, keep_chunks=False)
 
     def _read_at(self, start: int, end: int) -> bytes:
-        self._file.seek(start)
-        return self._file.read(end - start)
+        try:
+            self._file.seek(start)
+            return self._file.read(end - start)
+        except OSError as error:  # a disk that fails is no damage of the file
+            raise Unavailable(self._source, f"{self._name}: cannot read ({error})") from error
 
     def read(self, position: int) -> Block:
         return self._texts.read(position)

@@ -28,6 +28,10 @@ class Unavailable(DataError):  # noqa: N818 - a state, not a mistake
         return type(self), (self.source, self.reason, self.retry_after_s)
 
 
+class Missing(Unavailable):
+    """A file that should be there is not. During an outage servers say so too, so it is believed only after a while."""
+
+
 class Damaged(DataError):  # noqa: N818
     """A block of a file will never be readable. Reading goes on at `resume`; None is the next file."""
 

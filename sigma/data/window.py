@@ -7,11 +7,12 @@ seed and of where the window begins, so a position needs no buffer: whoever come
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 
 from sigma.data.corpus import keyed_order
-from sigma.data.record import Block, Collection, Damaged, Record, Unavailable
+from sigma.data.record import Block, Collection, Damaged, Missing, Record, Unavailable
 
 
 @dataclass(frozen=True)
@@ -54,9 +55,12 @@ def read_window(
     start: Place,
     size: WindowSize,
     holes: frozenset[Hole] = frozenset(),
+    known: Mapping[tuple[str, int], Damaged] = MappingProxyType({}),
     goes_on: Callable[[], bool] = lambda: True,
+    is_lost: Callable[[str], bool] = lambda path: False,
 ) -> Window:
-    """Read the window that begins at `start`. `holes` are known to be damaged and are not read again.
+    """Read the window that begins at `start`. `holes` are known to be damaged and are not read again; `is_lost`
+    says whether a file that is missing is given up (and counts as damaged) or waited for.
 
     Raises Unavailable, also when `goes_on` says no, and when a whole pass over all files gives no record.
     """
@@ -70,7 +74,7 @@ def read_window(
         if place == start or place == Place(place.epoch):
             order = keyed_order(len(files), f"files {collection.name} {seed} {place.epoch}")
         file = int(order[place.file])
-        block = _read_block(collection, files[file].path, file, place.position, holes, window)
+        block = _read_block(collection, files[file].path, file, place.position, holes, window, is_lost)
         window.records += block.records
         window.skipped += block.skipped
         window.places += block.places
@@ -97,12 +101,30 @@ def _following(place: Place, position: int | None, files: int) -> Place:
 
 
 def _read_block(
-    collection: Collection, path: str, file: int, position: int, holes: frozenset[Hole], window: Window
+    collection: Collection,
+    path: str,
+    file: int,
+    position: int,
+    holes: frozenset[Hole],
+    known: Mapping[tuple[str, int], Damaged],
+    window: Window,
 ) -> Block:
-    """One block. A damaged one is read twice before it is believed (bytes can be lost on the way) and then left out."""
+    """One block; a damaged one is left out."""
     for hole_path, hole_position, resume in holes:
         if (hole_path, hole_position) == (path, position):
             return Block([], resume)
+    block = known.get((path, position)) or _read_twice(collection, file, position)
+    if isinstance(block, Block):
+        return block
+    if block.resume is not None and block.resume <= position:
+        raise ValueError(f"{block}; reading must go on behind it, not at {block.resume}") from block
+    window.damaged.append(block)
+    window.skipped["damaged"] += 1
+    return Block([], block.resume)
+
+
+def _read_twice(collection: Collection, file: int, position: int) -> Block | Damaged:
+    """A block is read twice before its damage is believed: bytes can be lost on the way."""
     try:
         return collection.read(file, position)
     except Damaged:
@@ -110,8 +132,4 @@ def _read_block(
     try:
         return collection.read(file, position)
     except Damaged as damage:
-        if damage.resume is not None and damage.resume <= position:
-            raise ValueError(f"{damage}; reading must go on behind it, not at {damage.resume}") from damage
-        window.damaged.append(damage)
-        window.skipped["damaged"] += 1
-        return Block([], damage.resume)
+        return damage

@@ -16,6 +16,7 @@ from sigma.data.record import Collection, Cursor, Damaged, Record, Unavailable
 from sigma.data.window import Hole, Place, Window, WindowSize, read_window
 
 KEPT_PLACES = 100
+MOST_MISSES = 12  # attempts at a missing file; with the pauses of `Pause` about half an hour
 
 
 @dataclass(frozen=True)
@@ -42,9 +43,11 @@ class WindowSource:
     ) -> None:
         self._collection, self._seed, self._size, self._pause = collection, seed, size, pause
         self.on_damage = on_damage
+        self.known_damage: dict[tuple[str, int], Damaged] = {}  # what an earlier process left out stays out
         self.places: deque[str] = deque(maxlen=KEPT_PLACES)  # where records were left out, the newest
         self.skipped: Counter[str] = Counter()
         self._at = Position(Place())
+        self._misses: Counter[str] = Counter()  # attempts at files that are missing
         self._index = 0  # records of the window that are used up
         self._window: Window | None = None
         self._reader: BackgroundReader[Position, Window] | None = None
@@ -129,8 +132,13 @@ class WindowSource:
     def _read(self, at: Position, goes_on: Callable[[], bool]) -> Window:
         if at.pin is not None and at.pin != self._collection.pin:
             self._collection.pin_to(at.pin)
-        window = read_window(self._collection, self._seed, at.place, self._size, at.holes, goes_on)
+        window = read_window(self._collection, self._seed, at.place, self._size, at.holes, goes_on, self._is_lost)
+        self._misses.clear()
         if at.records not in (None, len(window.records)):
             reason = f"a window of {at.records} records now has {len(window.records)}; the files have changed"
             raise Unavailable(self.name, reason)
         return window
+
+    def _is_lost(self, path: str) -> bool:
+        self._misses[path] += 1
+        return self._misses[path] >= MOST_MISSES

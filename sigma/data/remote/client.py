@@ -4,7 +4,8 @@ It stands on the standard library. A client that is already there (httpx, by way
 but not an answer, and its retries, redirects and decompression would have to be switched off and written again.
 
 What may help is tried again a few times, with backoff and jitter: lost connections, timeouts, 408, 425, 429, 5xx, a
-length, range or version that is not the one asked for. Then, and at once for everything else, Unavailable is raised.
+length, range or version that is not the one asked for. Then, and at once for everything else, Unavailable is raised
+(Missing for 404, 410 and 416).
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from urllib.parse import urljoin, urlsplit
 
 from sigma.core.redact import redact_text
 from sigma.core.version import VERSION
-from sigma.data.record import Unavailable
+from sigma.data.record import Missing, Unavailable
 from sigma.data.remote.connection import HttpLimits, Route
 
 T = TypeVar("T")
@@ -56,9 +57,9 @@ class Answer:
 class _Failed(Exception):  # noqa: N818 - an outcome, handled in this file
     """An attempt that gave nothing."""
 
-    def __init__(self, reason: str, *, again: bool = True, wait_s: float = 0.0) -> None:
+    def __init__(self, reason: str, *, again: bool = True, wait_s: float = 0.0, missing: bool = False) -> None:
         super().__init__(reason)
-        self.reason, self.again, self.wait_s = reason, again, wait_s
+        self.reason, self.again, self.wait_s, self.missing = reason, again, wait_s, missing
 
 
 class HttpClient:
@@ -117,7 +118,8 @@ class HttpClient:
                 wait = max(failed.wait_s, backoff * (0.5 + self._draws.random() / 2))
                 if not failed.again or number == limits.attempts or wait > max(SHORT_WAIT_S, backoff):
                     reason = redact_text(f"{_without_query(url)}: {failed.reason}")
-                    raise Unavailable(self.source, reason, min(failed.wait_s, LONGEST_WAIT_S)) from failed
+                    kind = Missing if failed.missing else Unavailable
+                    raise kind(self.source, reason, min(failed.wait_s, LONGEST_WAIT_S)) from failed
                 stop.wait(wait)
         raise Unavailable(self.source, "closed")
 
@@ -235,11 +237,11 @@ def _check_status(answer: Answer, banned_s: float) -> None:
         return
     wait = _retry_after(answer.headers)
     if status in AGAIN or status == 416:
-        raise _Failed(f"HTTP {status}", wait_s=wait)
+        raise _Failed(f"HTTP {status}", wait_s=wait, missing=status == 416)
     if status in (401, 403):
         reason = f"HTTP {status}: not allowed, or asked too often (a token may be given in HF_TOKEN)"
         raise _Failed(reason, again=False, wait_s=max(wait, banned_s))
-    raise _Failed(f"HTTP {status}", again=False, wait_s=wait)
+    raise _Failed(f"HTTP {status}", again=False, wait_s=wait, missing=status in (404, 410))
 
 
 def _retry_after(headers: Message) -> float:

@@ -67,6 +67,9 @@ class CommonCrawl:
     def close(self) -> None:
         self._client.close()
 
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_open": None}
+
     def files(self) -> Sequence[FileRef]:
         if self._files is None:
             crawls = self._pin["crawls"] if self._pin else list(self._wanted) or self._newest()

@@ -85,6 +85,9 @@ class HubDataSet:
     def close(self) -> None:
         self._client.close()
 
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_open": None}
+
     def files(self) -> Sequence[FileRef]:
         if self._files is None:
             revision = self._pin["revision"] if self._pin else self._newest()

@@ -1,7 +1,8 @@
 """WARC records out of gzip members: framed here, read by fastwarc, or by warcio where fastwarc is not installed.
 
 Wrong lengths are the normal case in real files. A record is handed to the parser only when its frame is sound: a
-version line, a header of plain lines with one decimal Content-Length, that many bytes, and then an empty line or the end.
+version line, a header of plain lines with one decimal Content-Length, that many bytes, and then an empty line or the
+end.
 """
 
 from __future__ import annotations

@@ -31,7 +31,8 @@ def struct(fields: dict[int, tuple[int, Any]]) -> bytes:
     out, last = b"", 0
     for number, (kind, value) in sorted(fields.items()):
         if value is not None:
-            out += bytes([(number - last) << 4 | kind]) + encode(kind, value)
+            step = number - last
+            out += (bytes([step << 4 | kind]) if step < 16 else bytes([kind]) + zigzag(number)) + encode(kind, value)
             last = number
     return out + b"\0"
 

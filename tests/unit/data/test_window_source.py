@@ -10,9 +10,9 @@ from collections import Counter
 import pytest
 
 from sigma.data.background import Pause
-from sigma.data.record import Block, Damaged, DataError, FileRef, Record, Unavailable
+from sigma.data.record import Block, Damaged, DataError, FileRef, Missing, Record, Unavailable
 from sigma.data.window import Place, WindowSize, read_window
-from sigma.data.window_source import WindowSource
+from sigma.data.window_source import MOST_MISSES, WindowSource
 
 SIZE = WindowSize(records=7, blocks=3)
 SOON = Pause(first_s=0.01, most_s=0.02)
@@ -148,22 +148,36 @@ def test_a_block_that_is_well_the_second_time_is_kept():
     assert stream.skipped["damaged"] == 0
 
 
-def test_a_block_that_was_left_out_stays_out_when_its_window_is_read_again():
-    """Whatever a second look would give: the batches before it were made without it."""
+def rotten():
+    """A collection whose block 1 of the first file is damaged."""
     memory = Memory()
     memory.faults[0, 1] = [Damaged("f0", 1, "slow", 2)] * 2
-    first = source(memory)
-    whole = take(first, 60)
-    for stop in range(1, 36, 5):
-        memory = Memory()
-        memory.faults[0, 1] = [Damaged("f0", 1, "slow", 2)] * 2
-        before, after = source(memory), source(Memory())
-        take(before, stop)
+    return memory
+
+
+def test_a_block_that_was_left_out_stays_out_when_its_window_is_read_again():
+    """Whatever a second look would give: the batches before it were made without it."""
+    whole, before, stops = take(source(rotten()), 36), source(rotten()), 0
+    for stop in range(1, 36):
+        take(before, 1)
         if before.cursor()["holes"]:
-            break
-    after.seek(before.cursor())
-    assert take(after, 8) == whole[stop : stop + 8]
-    assert after.skipped["damaged"] == 1
+            after = source(Memory())
+            after.seek(before.cursor())
+            assert take(after, 2) == (whole + take(source(rotten()), 40)[36:])[stop : stop + 2]
+            assert after.skipped["damaged"] == 1
+            stops += 1
+    assert stops >= 7, "at every record of the window"
+
+
+def test_a_file_that_stays_missing_is_left_out_after_a_while():
+    memory = Memory()
+    memory.faults[3, 0] = [Missing("memory", "404")] * MOST_MISSES
+    stream = source(memory)
+    ids = take(stream, 33)
+    assert sorted(ids[:32]) == sorted(i for i in take(source(Memory()), 40) if not i.startswith("f3"))
+    assert stream.skipped["damaged"] == 1
+    memory.faults[3, 0] = [Missing("memory", "404")] * (MOST_MISSES - 1)
+    assert any(i.startswith("f3") for i in take(stream, 40)), "it came back before that"
 
 
 def test_a_window_that_changed_is_not_mistaken_for_the_old_one():
@@ -232,9 +246,9 @@ def test_a_collection_without_any_record_is_unavailable():
 def test_an_epoch_that_ends_without_records_goes_on_in_the_next():
     memory = Memory((1, 1))
     last = int(read_window(memory, 1, Place(0, 1), SIZE).records[0].id[1])
-    memory.faults[last, 0] = [Damaged(f"f{last}", 0, "empty now")] * 2
+    memory.faults[last, 0] = [Damaged(f"f{last}", 0, "rotten")] * 2
     window = read_window(memory, 1, Place(0, 1), SIZE)
-    assert (window.after.epoch, len(window.records)) == (1, 4) or (window.after.epoch, len(window.records)) == (2, 8)
+    assert (len(window.damaged), len({record.id for record in window.records}), window.after.epoch) == (1, 8, 2)
 
 
 def test_the_pin_of_the_cursor_is_read_again(memory):
