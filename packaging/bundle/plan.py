@@ -52,6 +52,9 @@ _UNUSED_FILES = re.compile(
     r"|triton/backends/nvidia/lib/cupti"
     r"|triton/backends/nvidia/include/(?!cuda\.h$)"
     r"|numpy/(?:.*/)?tests/"
+    r"|pyarrow/(?:include|src|tests)/"
+    r"|pyarrow/_(?:flight|s3fs|pyarrow_cpp_tests)\."  # parts that pyarrow can be without
+    r"|(?:pyarrow/)?(?:lib)?arrow_(?:python_)?(?:flight|s3)\."
     r"|(?!triton/runtime/tcc/).*\.(?:a|lib|pyi|cu|cuh)$"
 )
 

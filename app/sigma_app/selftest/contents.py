@@ -10,7 +10,10 @@ from importlib import import_module
 from sigma.core import paths
 from sigma_app.selftest.gate import Gate, NotHereError, bundle_folder, expect, module_source, only_frozen
 
-MODULES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "rich", "psutil", "platformdirs", "py3langid")
+MODULES = (
+    *("torch", "transformers", "tokenizers", "safetensors", "numpy", "rich", "psutil", "platformdirs", "py3langid"),
+    *("pyarrow.parquet", "fastwarc.warc", "warcio", "zstandard", "truststore"),
+)
 READABLE = ("sigma.build", "sigma_app.__main__", "sigma_kernels.rms_norm.kernel", "triton", "triton.runtime.jit")
 # Built for other purposes, or not used by us: each would be megabytes that nobody asked for.
 UNWANTED = ("pip", "pytest", "hypothesis", "PyInstaller", "tkinter", "triton/backends/amd", "triton/profiler")
