@@ -55,12 +55,13 @@ def read_window(
     start: Place,
     size: WindowSize,
     holes: frozenset[Hole] = frozenset(),
-    known: Mapping[tuple[str, int], Damaged] = MappingProxyType({}),
     goes_on: Callable[[], bool] = lambda: True,
     is_lost: Callable[[str], bool] = lambda path: False,
+    known: Mapping[tuple[str, int], Damaged] = MappingProxyType({}),
 ) -> Window:
     """Read the window that begins at `start`. `holes` are known to be damaged and are not read again; `is_lost`
-    says whether a file that is missing is given up (and counts as damaged) or waited for.
+    says whether a file that is missing is given up (and counts as damaged) or waited for. The blocks (file, position)
+    of `known`, which an earlier process found damaged, are not read either, but count as found now.
 
     Raises Unavailable, also when `goes_on` says no, and when a whole pass over all files gives no record.
     """
@@ -74,7 +75,7 @@ def read_window(
         if place == start or place == Place(place.epoch):
             order = keyed_order(len(files), f"files {collection.name} {seed} {place.epoch}")
         file = int(order[place.file])
-        block = _read_block(collection, files[file].path, file, place.position, holes, window, is_lost)
+        block = _read_block(collection, files[file].path, file, place.position, holes, window, is_lost, known)
         window.records += block.records
         window.skipped += block.skipped
         window.places += block.places
@@ -106,14 +107,15 @@ def _read_block(
     file: int,
     position: int,
     holes: frozenset[Hole],
-    known: Mapping[tuple[str, int], Damaged],
     window: Window,
+    is_lost: Callable[[str], bool],
+    known: Mapping[tuple[str, int], Damaged],
 ) -> Block:
     """One block; a damaged one is left out."""
     for hole_path, hole_position, resume in holes:
         if (hole_path, hole_position) == (path, position):
             return Block([], resume)
-    block = known.get((path, position)) or _read_twice(collection, file, position)
+    block = known.get((path, position)) or _read_twice(collection, file, path, position, is_lost)
     if isinstance(block, Block):
         return block
     if block.resume is not None and block.resume <= position:
@@ -123,13 +125,26 @@ def _read_block(
     return Block([], block.resume)
 
 
-def _read_twice(collection: Collection, file: int, position: int) -> Block | Damaged:
+def _read_twice(
+    collection: Collection, file: int, path: str, position: int, is_lost: Callable[[str], bool]
+) -> Block | Damaged:
     """A block is read twice before its damage is believed: bytes can be lost on the way."""
     try:
         return collection.read(file, position)
     except Damaged:
         pass
+    except Missing as missing:
+        return _lost(missing, path, position, is_lost)
     try:
         return collection.read(file, position)
     except Damaged as damage:
         return damage
+    except Missing as missing:
+        return _lost(missing, path, position, is_lost)
+
+
+def _lost(missing: Missing, path: str, position: int, is_lost: Callable[[str], bool]) -> Damaged:
+    """A missing file as damage, once it is given up; until then it is unavailable."""
+    if not is_lost(path):
+        raise missing
+    return Damaged(path, position, missing.reason)

@@ -132,7 +132,9 @@ class WindowSource:
     def _read(self, at: Position, goes_on: Callable[[], bool]) -> Window:
         if at.pin is not None and at.pin != self._collection.pin:
             self._collection.pin_to(at.pin)
-        window = read_window(self._collection, self._seed, at.place, self._size, at.holes, goes_on, self._is_lost)
+        window = read_window(
+            self._collection, self._seed, at.place, self._size, at.holes, goes_on, self._is_lost, self.known_damage
+        )
         self._misses.clear()
         if at.records not in (None, len(window.records)):
             reason = f"a window of {at.records} records now has {len(window.records)}; the files have changed"
