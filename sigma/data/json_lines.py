@@ -86,7 +86,7 @@ class JsonLines:
 
     def _add_line(self, block: Block) -> bool:
         """Add the next line to the block, or count why not; False at the end of the file."""
-        start, limit = time.monotonic(), self._limits.record_bytes
+        start, limit = time.thread_time(), self._limits.record_bytes
         line = self._unpacked.readline(limit + 1)
         size = len(line)
         while len(line) > limit and not line.endswith(b"\n"):
@@ -99,7 +99,7 @@ class JsonLines:
         if self._at == 0:
             line = line.removeprefix(BOM)
         text, reason = (None, "too large") if size > limit + 1 else _text_of(line, self._limits)
-        if time.monotonic() - start > self._limits.seconds:
+        if time.thread_time() - start > self._limits.seconds:
             raise _SlowError(self._at + size)
         if text is not None:
             block.records.append(Record(self._source, f"{self._name}:{self._at}", text))

@@ -51,7 +51,7 @@ def read_member(data: memoryview, at: int, last: bool, limits: RecordLimits) -> 
     if data[at : at + 3] != MAGIC[: len(data) - at]:
         return Member(next_member(data, at + 1, last), reason="broken gzip")
     inflate, parts, out, pos = zlib.decompressobj(31), [], 0, at
-    until = time.monotonic() + limits.seconds
+    until = time.thread_time() + limits.seconds
     try:
         while not inflate.eof:
             piece = inflate.unconsumed_tail or data[pos : pos + PIECE]
@@ -66,7 +66,7 @@ def read_member(data: memoryview, at: int, last: bool, limits: RecordLimits) -> 
                 reason = "too large"
             if reason:
                 return Member(next_member(data, at + 1, last), reason=reason)
-            if time.monotonic() > until:
+            if time.thread_time() > until:
                 raise SlowError
     except zlib.error:
         return Member(next_member(data, at + 1, last), reason="broken gzip")

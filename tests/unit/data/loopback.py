@@ -46,7 +46,7 @@ BROKEN = (
 )
 OF_FILES = ("range", "whole", "etag", "size")  # what only a file has; a list answers 502 in their place
 SLOW = ("slow", "slow-header", "hang", "hang-body")
-ALL = (*STATUS, "429+1", "503+date", *BROKEN, *SLOW)
+ALL = (*STATUS, "503+date", *BROKEN, *SLOW)  # and "429+1": come back in a second
 
 
 class Plan:

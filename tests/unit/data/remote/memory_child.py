@@ -21,17 +21,17 @@ def status(name):
 
 
 def read_all(collection, kept, files=None):
-    """Read the files to their ends; the seconds of the slowest block."""
+    """Read the files to their ends; the CPU seconds of the slowest block."""
     slowest = 0.0
     for file in range(len(collection.files()) if files is None else files):
         position = 0
         while position is not None:
-            start = time.monotonic()
+            start = time.process_time()
             try:
                 block = collection.read(file, position)
             except Damaged as damage:
                 block = Block([], damage.resume, Counter(damaged=1))
-            slowest = max(slowest, time.monotonic() - start)
+            slowest = max(slowest, time.process_time() - start)
             kept["records"] += len(block.records)
             kept["skipped"] += block.skipped.total()
             position = block.next

@@ -22,11 +22,11 @@ ROOT = Path(__file__).parents[4]
 
 def write_local_bombs(folder):
     """What a folder of the user's may hold by accident."""
-    (folder / "line.jsonl").write_bytes(b'{"text": "' + b"ab " * (33 << 20) + b'"}\n{"text": "after"}\n')
+    (folder / "line.jsonl").write_bytes(b'{"text": "' + b"ab " * (34 << 20) + b'"}\n{"text": "after"}\n')
     (folder / "brackets.jsonl").write_bytes(b'{"text": [' + b"[]," * (5 << 20) + b']}\n{"text": "after"}\n')
     (folder / "deep.jsonl").write_bytes(b"[" * (1 << 20) + b'\n{"text": "after"}\n')
-    (folder / "bomb.jsonl.gz").write_bytes(gzip.compress(b'{"text": "sound"}\n' + bytes(200 << 20), 1))
-    (folder / "long.txt").write_bytes(b"a" * (40 << 20))
+    (folder / "bomb.jsonl.gz").write_bytes(gzip.compress(b'{"text": "sound"}\n' + bytes(64 << 20), 1))
+    (folder / "long.txt").write_bytes(b"a" * (10 << 20))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from /proc")
@@ -49,4 +49,4 @@ def test_all_bombs_stay_within_300_mb_and_two_seconds(tmp_path):
     assert found["skipped"] >= 180
     assert found["records"] >= len(wets) + 3 * len(groups)
     assert found["growth"] < 300, found
-    assert found["slowest"] < 2 * 2.0, "a block of several records; the machine may be busy"
+    assert found["slowest"] < 2, "CPU seconds of a whole block"
