@@ -78,7 +78,7 @@ def _natural(data: DataSection, seed: int, tokenizer: Tokenizer, share: float, b
     if data.data_backend == "bundled" or share <= SMALLEST_SHARE:
         return Group(share, (bundled,))
     gate, strict = build_gate(data), data.data_backend == "files"
-    shares = {name: part for name, part in natural_shares(data).items() if part > SMALLEST_SHARE}
+    shares: dict[SourceName, float] = natural_shares(data)
     feeds = [Feed(text_source(name, data, seed), tokenizer, gate, strict=strict) for name in shares]
     return Group(share, tuple(feeds), tuple(shares.values()), standby=bundled)
 

@@ -98,9 +98,11 @@ class Feed:
         """Position behind the last document that was taken."""
         return self._cursor
 
-    def seek(self, cursor: Cursor) -> None:
-        """Go to a position; what was prepared is forgotten."""
+    def seek(self, cursor: Cursor, known_damage: dict[tuple[str, int], Damaged] | None = None) -> None:
+        """Go to a position; what was prepared is forgotten. Blocks of `known_damage` are left out again."""
         self._clear()
+        if self.remote:
+            self.source.known_damage = known_damage or {}  # pyright: ignore[reportAttributeAccessIssue]
         self.source.seek(cursor)
         self._cursor = cursor
 
@@ -115,6 +117,11 @@ class Feed:
     def failure(self) -> str | None:
         """Why the source gives nothing now; None while it works, and for local sources."""
         return self._failure or (self.source.failure if self.remote else None)  # pyright: ignore
+
+    @property
+    def busy(self) -> bool:
+        """Whether workers have records of this source in hand."""
+        return bool(self._chunks)
 
     def ready(self, timeout_s: float = 0.0) -> bool:
         """Whether `take` has a document, after waiting at most about `timeout_s` for source and workers."""

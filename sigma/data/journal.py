@@ -36,8 +36,8 @@ class Known:
         self.identity: str | None = None
         self.frontier = 0  # documents before it are decided
         self.ups: dict[tuple[int, str], bool] = {}  # (document, source) -> back, or absent
-        self.damage: dict[tuple[int, str], set[tuple[str, int]]] = {}  # (document, source) -> blocks
-        self.shas: dict[tuple[int, int, int], tuple[int, str]] = {}  # (batch, rows, length) -> (document, sha)
+        self.damage: dict[tuple[int, str], dict[tuple[str, int], Damaged]] = {}  # (document, source) -> blocks
+        self.shas: dict[tuple[int, int, int], str] = {}  # (batch, rows, length) -> sha
 
     def add(self, row: dict[str, Any]) -> None:
         """Take in one line."""
@@ -48,12 +48,14 @@ class Known:
         elif kind in ("down", "up"):
             self.ups[at, row["source"]] = kind == "up"
         elif kind == "damaged":
-            self.damage.setdefault((at, row["source"]), set()).add((row["file"], row["position"]))
+            damage = Damaged(row["file"], row["position"], row["reason"], row["resume"])
+            self.damage.setdefault((at, row["source"]), {})[damage.file, damage.position] = damage
         elif kind == "batch":
             self.frontier = max(self.frontier, at)
-            self.shas[row["batch"], row["rows"], row["length"]] = (at, row["sha"])
+            self.shas[row["batch"], row["rows"], row["length"]] = row["sha"]
         elif kind == "divergence":
             self.forget_from(at)
+            self.shas = {key: sha for key, sha in self.shas.items() if key[0] < row["batch"]}
         elif kind == "resume":
             self.forget_from(self.frontier)  # a batch that was begun and never completed
 
@@ -62,7 +64,6 @@ class Known:
         self.frontier = min(self.frontier, at)
         self.ups = {key: value for key, value in self.ups.items() if key[0] < at}
         self.damage = {key: value for key, value in self.damage.items() if key[0] < at}
-        self.shas = {key: value for key, value in self.shas.items() if value[0] <= at}
 
 
 class Journal:
@@ -119,11 +120,20 @@ class Journal:
 
     def agrees_on_damage(self, at: int, source: str, damage: tuple[Damaged, ...]) -> bool:
         """Whether the same blocks were left out before the known document `at`."""
-        return self._known.damage.get((at, source), set()) == {(one.file, one.position) for one in damage}
+        return self._known.damage.get((at, source), {}).keys() == {(one.file, one.position) for one in damage}
+
+    def known_damage(self, source: str) -> dict[tuple[str, int], Damaged]:
+        """The blocks of `source` that were left out behind the position that was opened."""
+        return {
+            place: one
+            for (_, name), found in self._known.damage.items()
+            if name == source
+            for place, one in found.items()
+        }
 
     def agrees_on_batch(self, batch: int, rows: int, length: int, sha: str) -> bool:
         """Whether this batch had the same tokens, as far as the journal knows one of that number and shape."""
-        return self._known.shas.get((batch, rows, length), (0, sha))[1] == sha
+        return self._known.shas.get((batch, rows, length), sha) == sha
 
     # ------------------------------------------------------------------ what is decided now
     def change(self, at: int, source: str, up: bool, reason: str | None) -> None:
@@ -132,16 +142,18 @@ class Journal:
 
     def damaged(self, at: int, source: str, damage: Damaged) -> None:
         """A block of `source` was left out before document `at`."""
-        self._write("damaged", at, source=source, file=damage.file, position=damage.position, reason=str(damage))
+        place = {"file": damage.file, "position": damage.position, "resume": damage.resume}
+        self._write("damaged", at, source=source, **place, reason=damage.reason)
 
     def batch(self, at: int, batch: int, rows: int, length: int, sha: str) -> None:
         """Batch number `batch` is complete; the next document is `at`."""
         self._write("batch", at, batch=batch, rows=rows, length=length, sha=sha)
 
-    def diverge(self, at: int, source: str | None, reason: str) -> None:
-        """What was known from document `at` on cannot be done again."""
-        self._write("divergence", at, source=source, reason=reason)
-        self._known.forget_from(at)
+    def diverge(self, at: int, batch: int, source: str | None, reason: str) -> None:
+        """What was known from document `at` and from batch number `batch` on cannot be done again."""
+        row = {"source": source, "batch": batch, "reason": reason}
+        self._write("divergence", at, **row)
+        self._known.add({"kind": "divergence", "at": at, **row})
 
     # ------------------------------------------------------------------ the file
     def _write(self, kind: str, at: int, **details: Any) -> None:

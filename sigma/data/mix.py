@@ -17,13 +17,9 @@ class ShareMixer:
 
     def choose(self) -> int:
         """Index of the next source; the first one of equals."""
-        return self.order()[0]
-
-    def order(self) -> list[int]:
-        """All indices, the source furthest below its share first."""
         given = sum(self.counts)
         deficits = [share * (given + 1) - count for share, count in zip(self.shares, self.counts, strict=True)]
-        return sorted(range(len(deficits)), key=deficits.__getitem__, reverse=True)
+        return max(range(len(deficits)), key=deficits.__getitem__)
 
     def add(self, index: int, tokens: int) -> None:
         """Count `tokens` of the chosen source."""

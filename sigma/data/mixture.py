@@ -7,6 +7,7 @@ nothing but its standby.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -46,6 +47,7 @@ class Mixture:
         self.groups = list(groups)
         self._outer = ShareMixer([group.share for group in groups])
         self._inner = [ShareMixer(group.shares) for group in groups]
+        self._stood_in: Counter[str] = Counter()  # tokens that a source gave in the turns of others
 
     @property
     def identity(self) -> list[list[Any]]:
@@ -71,20 +73,27 @@ class Mixture:
         return Turn(group, self._inner[group].choose())
 
     def candidates(self, turn: Turn) -> list[Feed]:
-        """The feed whose turn it is, then those that stand in for it, the one furthest below its share first."""
-        feeds = self.groups[turn.group].feeds
-        others = [index for index in self._inner[turn.group].order() if index != turn.owed]
-        return [feeds[index] for index in (turn.owed, *others)]
+        """The feed whose turn it is, then those that can stand in for it, at their shares of what stand-ins gave."""
+        group, given = self.groups[turn.group], self._stood_in
+        others = [index for index in range(len(group.feeds)) if index != turn.owed]
+        others.sort(key=lambda index: (given[group.feeds[index].name] + 1) / group.shares[index])
+        return [group.feeds[index] for index in (turn.owed, *others)]
 
-    def add(self, turn: Turn, tokens: int) -> None:
-        """Count tokens that were given in this turn."""
+    def add(self, turn: Turn, giver: str, tokens: int) -> None:
+        """Count tokens that `giver` gave in this turn."""
         self._outer.add(turn.group, tokens)
         self._inner[turn.group].add(turn.owed, tokens)
+        if giver != self.groups[turn.group].feeds[turn.owed].name:
+            self._stood_in[giver] += tokens
 
     def state_dict(self) -> dict[str, Any]:
-        return {"counts": list(self._outer.counts), "inner": [list(mixer.counts) for mixer in self._inner]}
+        """Plain JSON."""
+        inner = [list(mixer.counts) for mixer in self._inner]
+        return {"counts": list(self._outer.counts), "inner": inner, "stood_in": dict(self._stood_in)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore `state_dict`."""
         self._outer.counts = list(state["counts"])
         for mixer, counts in zip(self._inner, state["inner"], strict=True):
             mixer.counts = list(counts)
+        self._stood_in = Counter(state["stood_in"])

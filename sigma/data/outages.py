@@ -37,6 +37,7 @@ class Outages:
         self._journal, self._limits, self._tell, self._pause = journal, limits, tell, pause
         self.absent: set[str] = set()
         self.outages = self.divergences = 0
+        self._batch = 0
         self._left_s = limits.deadline_s
         self._stalled: dict[str, float] = {}
         self._told: set[str] = set()
@@ -48,8 +49,9 @@ class Outages:
         self.absent = set(state["absent"])
         self.outages, self.divergences = state["outages"], state["divergences"]
 
-    def begin_batch(self) -> None:
+    def begin_batch(self, number: int) -> None:
         """Another batch: there is a whole deadline for waiting again."""
+        self._batch = number
         self._left_s = self._limits.deadline_s
 
     def notice(self, feed: Feed) -> None:
@@ -74,11 +76,11 @@ class Outages:
     def diverge(self, at: int, source: str | None, reason: str) -> None:
         """Say, count and write down that from document `at` on things go otherwise than before."""
         self.divergences += 1
-        self._journal.diverge(at, source, reason)
+        self._journal.diverge(at, self._batch, source, reason)
         self._tell("data_divergence", source=source, reason=reason)
 
     def _decide(self, feed: Feed, at: int) -> bool:
-        ready = feed.ready()
+        ready = feed.ready() or (feed.busy and self._wait(feed, self._limits.deadline_s, while_busy=True))
         if not ready and feed.name not in self.absent:
             ready = self._wait_with_patience(feed)
         self._change(feed, at, ready, self._reason(feed, self._limits.deadline_s))
@@ -89,19 +91,22 @@ class Outages:
         stalled = self._stalled.get(feed.name)
         if stalled is not None and began - stalled < PATIENCE * self._limits.deadline_s:
             return False
-        ready = self._wait(feed, self._left_s, replay=False)
+        ready = self._wait(feed, self._left_s)
         self._left_s = max(0.0, self._left_s - (time.monotonic() - began))
         if not ready and feed.failure is None:
             self._stalled[feed.name] = time.monotonic()
         return ready
 
-    def _wait(self, feed: Feed, limit_s: float, *, replay: bool) -> bool:
-        """Wait until `feed` is ready. One that has failed is waited for in a replay only."""
+    def _wait(self, feed: Feed, limit_s: float, *, replay: bool = False, while_busy: bool = False) -> bool:
+        """Wait until `feed` is ready. One that has failed is waited for in a replay only; `while_busy` waits for the
+        work of this program, but not for the network.
+        """
         began = time.monotonic()
         told = False
         while not feed.ready(min(SLICE_S, limit_s)):
             waited_s = time.monotonic() - began
-            if waited_s >= limit_s or (feed.failure is not None and not replay):
+            hopeless = not feed.busy if while_busy else feed.failure is not None and not replay
+            if waited_s >= limit_s or hopeless:
                 return False
             if replay and not told and waited_s > TELL_AFTER_S:
                 told = True

@@ -194,9 +194,10 @@ class BatchStream:
         workers = self._settings.workers
         self._pool = ThreadPoolExecutor(workers, "sigma-worker") if workers else None
         state, remainder = self._position.state, self._position.remainder
+        self._journal.open(state["journal"], state["at"])
         for name, feed in self._feeds.items():
             feed.start(self._pool, workers + 1)
-            feed.seek(state["sources"][name])
+            feed.seek(state["sources"][name], self._journal.known_damage(name))
         self._mixture.load_state_dict(state["mixture"])
         self._outages.load_state_dict(state["outages"])
         self._tally.load_state_dict(state["tally"])
@@ -205,7 +206,6 @@ class BatchStream:
             turn = Turn(document["group"], document["owed"])
             self._current = Current(turn, document["source"], tuple(document["name"]), remainder)
         self._duplicates.load(self._recent.rows())
-        self._journal.open(state["journal"], self._at)
         self._stale = False
 
     # -------------------------------------------------------------- in the thread that asks for batches
@@ -234,14 +234,14 @@ class BatchStream:
     def _produce(self) -> tuple[Batch, Position]:
         settings = self._settings
         builder, kept = BatchBuilder(settings.rows, settings.length), []
-        self._outages.begin_batch()
+        self._outages.begin_batch(self._batches)
         self._warm()
         while builder.room:
             if self._current is None:
                 self._current = self._next_document(kept)
             current = self._current
             after = builder.add(current.ids, current.offset)
-            self._mixture.add(current.turn, after - current.offset)
+            self._mixture.add(current.turn, current.source, after - current.offset)
             self._tally.tokens[current.source] += after - current.offset
             current.offset = after
             if after == len(current.ids) - 1:
@@ -252,11 +252,11 @@ class BatchStream:
         return batch, self._position_now(kept)
 
     def _warm(self) -> None:
-        """Let the remote sources begin to read shortly before they are needed."""
+        """Keep the remote sources reading, from shortly before they are needed."""
         left = self._settings.bootstrap - self._batches
-        if 0 < left <= WARM_BATCHES:
-            for feed in self._remote:
-                feed.ready()
+        for feed in self._remote if left <= WARM_BATCHES else ():
+            feed.ready()
+            if left > 0:
                 self._outages.notice(feed)
 
     def _next_document(self, kept: list[np.ndarray]) -> Current:
