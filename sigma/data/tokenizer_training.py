@@ -20,15 +20,15 @@ from sigma.core.files import write_atomic
 from sigma.core.strict_json import dumps
 from sigma.core.version import VERSION
 from sigma.data.backends import natural_shares
-from sigma.data.corpus import load_corpus
+from sigma.data.corpus import CorpusSource, load_corpus
 from sigma.data.mix import ShareMixer
 from sigma.data.quality.gate import build_duplicates, build_gate
-from sigma.data.record import DataError, Record, RemoteSource, Unavailable
-from sigma.data.sources import SourceName, text_source
+from sigma.data.record import DataError, Record, Source, Unavailable
+from sigma.data.sources import text_source
+from sigma.data.tally import DUPLICATE
 from sigma.data.tokenizer import load_content, train_bpe
 
 FILE_NAME, MANIFEST_NAME = "tokenizer.json", "tokenizer_manifest.json"
-DUPLICATE = "near_duplicate"
 
 
 @dataclass
@@ -54,7 +54,7 @@ class Sample:
 
     def __iter__(self) -> Iterator[str]:
         """Each text once. Raises DataError when a source gives nothing for `patience_s`."""
-        for record in self._records():
+        for record in self._mixed():
             text = record.text.encode()
             self.bytes_of[record.source] += len(text)
             self.records_of[record.source] += 1
@@ -63,41 +63,49 @@ class Sample:
             if self.bytes_of.total() >= self.most_bytes:
                 return
 
-    def _records(self) -> Iterator[Record]:
-        if self.data.data_backend == "bundled":
-            for kind in ("natural", "code"):
-                yield from load_corpus().records(kind, validation=False)
-            return
-        yield from self._mixed()
+    def _members(self) -> list[tuple[Source, float]]:
+        """The sources of a run with these flags and their shares, without the generators."""
+        data, corpus = self.data, load_corpus()
+        rest = 1 - data.code_ratio - data.synthetic_ratio
+        streamed = natural_shares(data)
+        members: list[tuple[Source, float]] = [(CorpusSource("code", corpus, self.seed), data.code_ratio)]
+        members += [(text_source(name, data, self.seed), share * rest) for name, share in streamed.items()]
+        members += [] if streamed else [(CorpusSource("natural", corpus, self.seed), rest)]
+        return [(source, share) for source, share in members if share > 0]
 
     def _mixed(self) -> Iterator[Record]:
-        """Records that the gate keeps, from the sources by their shares of bytes; each record once."""
-        shares: dict[SourceName, float] = {n: share for n, share in natural_shares(self.data).items() if share > 0}
-        gate, duplicates = build_gate(self.data), build_duplicates(self.data)
-        sources = {name: text_source(name, self.data, self.seed) for name in shares}
-        names, mixer = [*shares], ShareMixer(list(shares.values()))
+        """Records from the sources by their shares of text, each record once; of streamed ones what the gate keeps."""
+        members = self._members()
+        opened, mixer = [source for source, _ in members], ShareMixer([part for _, part in members])
+        self._gate, self._duplicates = build_gate(self.data), build_duplicates(self.data)
         seen: set[tuple[str, str]] = set()
         try:
-            while names:
+            while members:
                 turn = mixer.choose()
-                record = self._next(sources[names[turn]])
+                source = members[turn][0]
+                record = self._next(source)
                 if (record.source, record.id) in seen:  # the source begins again
-                    del names[turn]
-                    mixer = ShareMixer([shares[name] for name in names]) if names else mixer
+                    del members[turn]
+                    mixer = ShareMixer([part for _, part in members]) if members else mixer
                     continue
                 seen.add((record.source, record.id))
-                verdict = gate.examine(record)
-                twice = verdict.reason is None and duplicates is not None and duplicates.seen(verdict.signature)
-                if reason := DUPLICATE if twice else verdict.reason:
+                if _is_streamed(source) and (reason := self._reason(record)):
                     self.dropped[reason] += 1
                     continue
                 mixer.add(turn, len(record.text))
                 yield record
         finally:
-            for source in sources.values():
-                source.close()
+            for source in filter(_is_streamed, opened):
+                source.close()  # pyright: ignore[reportAttributeAccessIssue]
 
-    def _next(self, source: RemoteSource) -> Record:
+    def _reason(self, record: Record) -> str | None:
+        verdict = self._gate.examine(record)
+        twice = verdict.reason is None and self._duplicates is not None and self._duplicates.seen(verdict.signature)
+        return DUPLICATE if twice else verdict.reason
+
+    def _next(self, source: Any) -> Record:
+        if not _is_streamed(source):
+            return next(source)
         deadline = time.monotonic() + self.patience_s
         while source.ready(max(0.0, deadline - time.monotonic())):
             try:
@@ -105,6 +113,10 @@ class Sample:
             except Unavailable:
                 continue
         raise DataError(f"{source.name} cannot be read: {source.failure or 'no answer'}. Nothing was written.")
+
+
+def _is_streamed(source: Source) -> bool:
+    return hasattr(source, "ready")
 
 
 def train_tokenizer(sample: Sample, vocabulary: int, folder: Path) -> dict[str, Any]:
