@@ -39,6 +39,7 @@ class BackgroundReader(Generic[K, T]):
         self._name, self._read, self._pause = name, read, pause
         self._draws = random.Random(f"{name} {seed}")
         self._changed = threading.Condition()
+        self._attempts_failed = 0
         self._wanted: K | None = None
         self._done: tuple[K, T | BaseException] | None = None
         self._failure: Unavailable | None = None
@@ -71,7 +72,8 @@ class BackgroundReader(Generic[K, T]):
         """The result for `key`; waits for an attempt that is under way. Raises what the attempt raised."""
         self.want(key)
         with self._changed:
-            self._changed.wait_for(lambda: self._is_done(key) or self._closed or self._is_pausing())
+            before = self._attempts_failed if not self._is_pausing() else -1
+            self._changed.wait_for(lambda: self._is_done(key) or self._closed or self._attempts_failed != before)
             if not self._is_done(key):
                 raise self._failure or Unavailable(self._name, "closed")
             assert self._done is not None
@@ -122,9 +124,9 @@ class BackgroundReader(Generic[K, T]):
         """Note how an attempt ended."""
         if isinstance(result, Unavailable):
             self._failure, self._failures = result, self._failures + 1
+            self._attempts_failed += 1
             pause = max(self._pause.seconds(self._failures, self._draws), result.retry_after_s)
             self._retry_at = time.monotonic() + pause
             return
         self._failure, self._failures, self._retry_at = None, 0, 0.0
-        if key == self._wanted:
-            self._done = (key, result)
+        self._done = (key, result)

@@ -38,7 +38,7 @@ def _collection(name: SourceName, data: DataSection, seed: int) -> Collection:
     mirror = os.environ.get("COMMONCRAWL_ENDPOINT")
     return CommonCrawl(
         seed=seed,
-        crawls=() if data.commoncrawl_crawls == "latest" else data.commoncrawl_crawls.split(","),
+        crawls=() if data.commoncrawl_crawls == "latest" else data.commoncrawl_crawls.replace(" ", "").split(","),
         latest=data.commoncrawl_latest_crawls,
         paths_per_crawl=data.commoncrawl_wet_paths_per_crawl,
         data_url=mirror or DATA_URL,

@@ -6,6 +6,7 @@ the window again and checks that it is the same.
 
 from __future__ import annotations
 
+import threading
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import astuple, dataclass
@@ -50,6 +51,7 @@ class WindowSource:
         self._misses: Counter[str] = Counter()  # attempts at files that are missing
         self._index = 0  # records of the window that are used up
         self._window: Window | None = None
+        self._reads = threading.Lock()  # the thread of an earlier reader may hang for a while after `close`
         self._reader: BackgroundReader[Position, Window] | None = None
 
     @property
@@ -107,7 +109,11 @@ class WindowSource:
             self._reader = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_window": None, "_reader": None}
+        return self.__dict__ | {"_window": None, "_reader": None, "_reads": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._reads = threading.Lock()
 
     def _reading(self) -> BackgroundReader[Position, Window]:
         if self._reader is None:
@@ -130,11 +136,12 @@ class WindowSource:
 
     # -------------------------------------------------------------- runs in the reader's thread
     def _read(self, at: Position, goes_on: Callable[[], bool]) -> Window:
-        if at.pin is not None and at.pin != self._collection.pin:
-            self._collection.pin_to(at.pin)
-        window = read_window(
-            self._collection, self._seed, at.place, self._size, at.holes, goes_on, self._is_lost, self.known_damage
-        )
+        with self._reads:
+            if at.pin is not None and at.pin != self._collection.pin:
+                self._collection.pin_to(at.pin)
+            window = read_window(
+                self._collection, self._seed, at.place, self._size, at.holes, goes_on, self._is_lost, self.known_damage
+            )
         self._misses.clear()
         if at.records not in (None, len(window.records)):
             reason = f"a window of {at.records} records now has {len(window.records)}; the files have changed"

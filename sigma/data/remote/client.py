@@ -176,7 +176,7 @@ class HttpClient:
                     raise _as_failed(error) from error  # else: it was closed while it was idle
         try:
             connection = route.open(self.limits)
-        except (OSError, http.client.HTTPException, UnicodeError) as error:
+        except (OSError, http.client.HTTPException, ValueError) as error:  # ValueError: a proxy that is no address
             raise _as_failed(error) from error
         try:
             return self._send(connection, route, url, headers, limit)

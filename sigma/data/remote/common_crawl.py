@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import zlib
 from collections.abc import Sequence
 from typing import Any
 
+from sigma.core.errors import ConfigError
 from sigma.data.corpus import keyed_order
 from sigma.data.limits import RecordLimits, decoded
 from sigma.data.record import Block, Damaged, DataError, FileRef, Record, Unavailable
 from sigma.data.remote.client import Answer, HttpClient
-from sigma.data.remote.connection import HttpLimits
+from sigma.data.remote.connection import HttpLimits, checked_address
 from sigma.data.remote.ranges import RangeFile
 from sigma.data.remote.warc import SlowError, frames, parse_record, read_member
 
@@ -27,6 +29,7 @@ LIST_BYTES = 4 << 20  # packed; real lists have up to 1 MB
 LIST_UNPACKED = 32 << 20
 SUSPECT = ("broken gzip", "cut off")  # may be bytes that were lost on the way: they are asked for again
 KEPT_PLACES = 8
+EXAMPLE = "CC-MAIN-2025-33,CC-MAIN-2025-30"
 
 
 class CommonCrawl:
@@ -47,7 +50,11 @@ class CommonCrawl:
         http: HttpLimits | None = None,
     ) -> None:
         self._seed, self._wanted, self._latest, self._count = seed, tuple(crawls), latest, paths_per_crawl
-        self._data_url, self._index_url = data_url.rstrip("/"), index_url.rstrip("/")
+        self._data_url, self._index_url = (
+            checked_address("COMMONCRAWL_ENDPOINT", url) for url in (data_url, index_url)
+        )
+        if wrong := [crawl for crawl in crawls if not re.fullmatch(r"CC-MAIN-\d{4}-\d{2}", crawl)]:
+            raise ConfigError(f"--commoncrawl-crawls: {wrong[0]!r} is no crawl; write latest or names like {EXAMPLE}")
         self._limits, self._client = limits, HttpClient(self.name, http)
         self._pin: dict[str, Any] | None = None
         self._files: list[FileRef] | None = None

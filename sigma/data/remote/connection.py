@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import http.client
 import io
+import re
 import socket
 import ssl
 import time
@@ -17,6 +18,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 from urllib.parse import unquote, urlsplit
+
+from sigma.core.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -100,6 +103,18 @@ def tls_context() -> ssl.SSLContext:
     import truststore
 
     return truststore.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+
+
+def checked_address(name: str, url: str) -> str:
+    """The address of a server without a slash at its end. Raises ConfigError, which says where it was given."""
+    try:
+        parts = urlsplit(url)
+        sound = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
+    except ValueError:
+        sound = False
+    if not sound or re.search(r"[^!-~]", url):
+        raise ConfigError(f"{name}={url}: is no address of a server; write it like https://example.org")
+    return url.rstrip("/")
 
 
 @dataclass(frozen=True)

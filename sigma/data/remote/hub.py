@@ -16,11 +16,12 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, urljoin
 
+from sigma.core.errors import ConfigError
 from sigma.data.limits import RecordLimits
 from sigma.data.parquet import ParquetTexts, ScoreFilter
 from sigma.data.record import Block, DataError, FileRef
 from sigma.data.remote.client import Answer, HttpClient
-from sigma.data.remote.connection import HttpLimits
+from sigma.data.remote.connection import HttpLimits, checked_address
 from sigma.data.remote.ranges import RangeFile
 
 ENDPOINT = "https://huggingface.co"
@@ -64,8 +65,10 @@ class HubDataSet:
     ) -> None:
         self.name, self._data_set, self._limits = name, data_set, limits
         self._filter = ScoreFilter("score", least_score) if least_score > 0 else None
-        self._endpoint = (endpoint or os.environ.get("HF_ENDPOINT") or ENDPOINT).rstrip("/")
-        token = os.environ.get("HF_TOKEN") or None
+        self._endpoint = checked_address("HF_ENDPOINT", endpoint or os.environ.get("HF_ENDPOINT") or ENDPOINT)
+        token = os.environ.get("HF_TOKEN", "").strip() or None
+        if token and re.search(r"[^!-~]", token):
+            raise ConfigError("HF_TOKEN holds characters that no token has; set it again, or not at all.")
         self._client = HttpClient(name, http, token=token, token_url=self._endpoint)
         self._pin: dict[str, Any] | None = None
         self._files: list[FileRef] | None = None

@@ -117,7 +117,7 @@ Parse = Callable[[bytes], tuple[str, bytes]]  # a framed record -> WARC-Type and
 def warc_parser() -> tuple[Literal["fastwarc", "warcio"], Parse]:
     """The parser that is installed, chosen here and nowhere else."""
     try:
-        import fastwarc.warc  # noqa: F401
+        import fastwarc.warc  # noqa: F401 # pyright: ignore[reportMissingModuleSource]
     except ImportError:
         return "warcio", parse_with_warcio
     return "fastwarc", parse_with_fastwarc
@@ -141,7 +141,7 @@ def parse_or_none(parse: Parse, record: bytes) -> tuple[str, bytes] | None:
 
 
 def parse_with_fastwarc(record: bytes) -> tuple[str, bytes]:
-    from fastwarc.warc import ArchiveIterator
+    from fastwarc.warc import ArchiveIterator  # pyright: ignore[reportMissingModuleSource]
 
     for found in ArchiveIterator(io.BytesIO(record), parse_http=False, stream_detect=False):
         return found.headers["WARC-Type"].strip().lower(), found.reader.read()

@@ -13,6 +13,7 @@ import pytest
 
 from sigma.data.limits import RecordLimits
 from sigma.data.parquet import ParquetTexts
+from sigma.data.parquet_checks import ParquetError, check_pages
 from sigma.data.record import Block, Damaged
 from tests.unit.data.parquet_writer import (
     DELTA_BYTE_ARRAY,
@@ -196,6 +197,27 @@ def test_a_page_with_a_wrong_checksum_is_left_out(bit):
     content = written(["one", "two"] * 50, use_dictionary=False, compression="none", write_page_checksum=True)
     at = content.index(b"\x03\0\0\0one") + bit
     assert read_all(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]) == ([], Counter(group=1))
+
+
+@pytest.mark.parametrize(
+    "page, match",
+    [
+        (Page(bytes(1 << 20), 2, unpacked=(32 << 20) + 1), "33554433 unpacked"),
+        (Page(bytes(1000), 2, unpacked=200_001), "compression ratio"),
+    ],
+    ids=["size", "ratio"],
+)
+def test_a_page_that_would_be_too_large_is_refused_before_it_is_unpacked(page, match):
+    content = page.written()
+    with pytest.raises(ParquetError, match=match):
+        check_pages(lambda start, end: content[start:end], 0, len(content), 2, RecordLimits())
+
+
+def test_an_encoding_whose_size_has_no_bound_is_refused():
+    """Each value may repeat the one before it: a page of a few bytes unpacks to any size."""
+    content = written(["x" * 5000] * 500, use_dictionary=False, column_encoding={"text": "DELTA_BYTE_ARRAY"})
+    assert len(content) < 10_000
+    assert read_all(content) == ([], Counter(group=1))
 
 
 def test_a_dictionary_entry_that_is_meant_many_times_is_not_multiplied_in_memory():

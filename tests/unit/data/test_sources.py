@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from sigma.config.data import DataSection
+from sigma.core.errors import ConfigError
 from sigma.data.record import Unavailable
 from sigma.data.sources import text_source
 from tests.unit.data.loopback import loopback_hub
@@ -107,6 +108,28 @@ def test_a_dead_network_is_unavailable_and_does_not_stop_who_asks(monkeypatch):
         next(source)
     assert "refused" in source.failure
     source.close()
+
+
+@pytest.mark.parametrize(
+    "variable, value, message",
+    [
+        ("HF_ENDPOINT", "huggingface.co", "HF_ENDPOINT=huggingface.co: is no address"),
+        ("HF_ENDPOINT", "http://a:b", "is no address"),
+        ("HF_ENDPOINT", "http://a b", "is no address"),
+        ("COMMONCRAWL_ENDPOINT", "ftp://mirror", "COMMONCRAWL_ENDPOINT=ftp://mirror: is no address"),
+        ("HF_TOKEN", "hf_secret\nhf_other", "HF_TOKEN holds characters"),
+    ],
+)
+def test_a_wrong_environment_is_named_and_no_token_told(monkeypatch, variable, value, message):
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(ConfigError, match=message) as caught:
+        text_source("commoncrawl" if variable.startswith("COMMON") else "fineweb", section(), 1)
+    assert "secret" not in str(caught.value)
+
+
+def test_a_crawl_that_is_none_is_named():
+    with pytest.raises(ConfigError, match="--commoncrawl-crawls: '2025-33' is no crawl"):
+        text_source("commoncrawl", section(commoncrawl_crawls="CC-MAIN-2025-30, 2025-33"), 1)
 
 
 def test_building_a_source_loads_no_heavy_library():

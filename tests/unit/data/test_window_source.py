@@ -212,6 +212,38 @@ def test_next_raises_unavailable_and_the_cursor_stays(memory):
     stream.close()
 
 
+def test_next_gives_up_at_the_first_failure_however_short_the_pause(memory):
+    memory.files = lambda: (_ for _ in ()).throw(Unavailable("memory", "gone"))
+    stream = WindowSource(memory, 5, size=SIZE, pause=Pause(0, 0))
+    for _ in range(20):
+        with pytest.raises(Unavailable, match="gone"):
+            next(stream)
+    stream.close()
+
+
+def test_the_thread_of_a_closed_reader_never_reads_beside_the_next_one(memory, monkeypatch):
+    """As when a name lookup hangs, which nothing can break off."""
+    monkeypatch.setattr("sigma.data.background.CLOSE_S", 0.01)
+    hang, read, inside, most = threading.Event(), memory.read, [], []
+
+    def slow(file, position):
+        inside.append(1)
+        most.append(len(inside))
+        hang.wait(5)
+        inside.pop()
+        return read(file, position)
+
+    memory.read = slow
+    stream = source(memory)
+    for _ in range(3):
+        assert not stream.ready(0.05)
+        stream.close()
+    assert not stream.ready(0.05)
+    hang.set()
+    assert take(stream, 40) == take(source(Memory()), 40)
+    assert max(most) == 1
+
+
 def test_a_server_that_asks_for_patience_gets_it(memory):
     memory.files = lambda: (_ for _ in ()).throw(Unavailable("memory", "429", retry_after_s=0.5))
     stream = source(memory)

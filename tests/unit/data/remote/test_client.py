@@ -75,6 +75,11 @@ def test_an_answer_larger_than_allowed_is_not_read(hub):
     assert "more than the 100 bytes" in refusal(client().get, f"{hub.url}/list.json", 100, parsed).reason
 
 
+def test_an_answer_that_ends_early_is_not_parsed(hub):
+    hub.plan = Plan(["short"] * 9)
+    assert "ended 4 bytes early" in refusal(client().get, f"{hub.url}/list.json", 100, lambda answer: None).reason
+
+
 def test_an_answer_that_cannot_be_parsed_is_asked_for_again(hub):
     hub.plan = Plan(["nolength", None])
     assert client().get(f"{hub.url}/list.json", 100, parsed) == {"a": 1}
@@ -284,6 +289,12 @@ def test_a_proxy_that_refuses_is_unavailable_and_its_password_is_not_told(monkey
         monkeypatch.setenv("https_proxy", proxy)
         for scheme in ("http", "https"):
             assert "hunter22" not in str(refusal(client(attempts=1).get, f"{scheme}://data.example/", 100, parsed))
+
+
+@pytest.mark.parametrize("proxy", ["http://127.0.0.1:port", "http://[::1", "http://"])
+def test_a_proxy_that_is_no_address_is_unavailable(monkeypatch, proxy):
+    monkeypatch.setenv("http_proxy", proxy)
+    refusal(client(attempts=1).get, "http://data.example/", 100, parsed)
 
 
 def test_other_kinds_of_proxy_are_named(monkeypatch):
