@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from dataclasses import replace
 
@@ -11,7 +12,16 @@ from sigma.data.limits import RecordLimits
 from sigma.data.record import Damaged, Unavailable
 from sigma.data.remote.common_crawl import CommonCrawl
 from sigma.data.remote.ranges import RangeFile
-from sigma.data.remote.warc import frames, parse_or_none, parse_with_fastwarc, parse_with_warcio, read_member
+from sigma.data.remote.warc import (
+    frames,
+    parse_or_none,
+    parse_record,
+    parse_with_fastwarc,
+    parse_with_warcio,
+    read_member,
+    warc_parser,
+)
+from sigma_kernels import counters
 from tests.unit.data.layouts import crawl_files, member, wet_record
 from tests.unit.data.loopback import loopback_hub
 from tests.unit.data.remote.conftest import HASTY
@@ -139,3 +149,13 @@ def test_a_file_that_answers_differently_twice_is_not_believed():
             with pytest.raises(Unavailable, match="two answers"):
                 crawl.read(0, 0)
         assert read_all(crawl, 0) == (["one", "two"], Counter({"broken gzip": 1}))
+
+
+def test_without_fastwarc_warcio_reads_and_is_counted(monkeypatch):
+    monkeypatch.setitem(sys.modules, "fastwarc.warc", None)
+    warc_parser.cache_clear()
+    try:
+        assert parse_record(wet_record("text")) == ("conversion", b"text")
+    finally:
+        warc_parser.cache_clear()
+    assert counters.snapshot() == {"warc.warcio": 1}
