@@ -18,9 +18,10 @@ from sigma_kernels import counters
 
 TEXTS = ["the cat sat on the mat and the dog sat on the log", "other words, quite other ones, are there"]
 SIZES = (
-    "--device=cpu --d-model=16 --n-layers=2 --mamba-ratio=1 --ssm-state=8 --ssm-head-dim=8 --mimo-rank=2 --ssm-chunk=16 "
-    "--n-heads=2 --attention-head-dim=8 --kv-latent-dim=8 --d-ff=8 --n-routed-experts=4 --moe-top-k=2 --seq-len=24 "
-    "--batch-size=4 --micro-batch-size=2 --eval-interval=0 --sample-interval=0 --sample-tokens=3 --output-dir=run"
+    "--device=cpu --d-model=16 --n-layers=2 --mamba-ratio=1 --ssm-state=8 --ssm-head-dim=8 --mimo-rank=2 "
+    "--ssm-chunk=16 --n-heads=2 --attention-head-dim=8 --kv-latent-dim=8 --d-ff=8 --n-routed-experts=4 --moe-top-k=2 "
+    "--seq-len=24 --batch-size=4 --micro-batch-size=2 --eval-interval=0 --sample-interval=0 "
+    "--sample-tokens=3 --output-dir=run"
 )
 
 

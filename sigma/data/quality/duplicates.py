@@ -44,7 +44,7 @@ def signature(source: str, name: str, words: Words, most_bytes: int) -> np.ndarr
 class Duplicates:
     """The signatures of the last `window` documents that were kept, rows of `width` 64-bit words.
 
-    That is 80 bytes a document (5.2 MB for 65,536) in a checkpoint, and with the index about ten times that in memory.
+    For 65,536 documents that is 5.2 MB in a checkpoint (80 bytes each), and with the index 80 MB in memory.
     """
 
     width = 1 + BANDS

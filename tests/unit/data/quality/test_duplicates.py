@@ -71,7 +71,7 @@ def test_case_and_punctuation_make_no_difference(make_text):
 
 def test_a_document_is_no_duplicate_of_itself_in_a_later_epoch(make_text):
     texts = [make_text(seed) for seed in range(6)]
-    duplicates = Duplicates(4)
+    duplicates = Duplicates(8)
     for _ in range(3):
         assert not any(duplicates.seen(sign(text, str(number))) for number, text in enumerate(texts))
     assert duplicates.seen(sign(texts[5], "another name"))

@@ -1,5 +1,6 @@
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from sigma.data.corpus import load_corpus
 from sigma.data.quality.contamination import Contamination, hashes_of, write_hashes
 from sigma.data.quality.gate import REASONS, Gate, Verdict, build_duplicates, build_gate, wanted_languages
 from sigma.data.record import Record
+from sigma.data.tally import DUPLICATE
 
 FRENCH = "Le comité s'est réuni mardi pour parler du nouveau pont, qui doit être achevé avant la fin de l'été. "
 
@@ -82,6 +84,11 @@ def test_the_held_out_texts_are_asked_for_once(make_text):
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(gate.check, [Record("files", str(i), make_text(i)) for i in range(8)]))
     assert calls == [1]
+
+
+def test_the_document_names_every_reason():
+    text = (Path(__file__).parents[4] / "docs" / "data.md").read_text("utf-8")
+    assert [reason for reason in (*REASONS, DUPLICATE) if f"`{reason}`" not in text] == []
 
 
 # ------------------------------------------------------------------ from the configuration

@@ -40,6 +40,12 @@ def test_junk_of_each_kind_is_dropped_for_its_reason(name, make_text):
     assert reason(JUNK[name](make_text)) == name
 
 
+@pytest.mark.parametrize("words, expected", [(18, None), (27, "repeated_text")], ids=["8 %", "12 %"])
+def test_a_long_passage_that_comes_twice_meets_the_bound_of_long_runs(words, expected, make_text):
+    text = make_text(4)
+    assert reason(f"{text}\n{' '.join(text.split()[30 : 30 + words])}.") == expected
+
+
 def test_lorem_ipsum_is_boilerplate(make_text):
     assert reason(make_text(1) + "\nLorem ipsum dolor sit amet.") == "boilerplate"
 
