@@ -84,13 +84,15 @@ class Contamination:
 
 
 class _Prefixes:
-    """Which beginnings of hashes occur: a table of about 32 entries for each hash answers most questions at once."""
+    """Which beginnings of hashes occur: 16 bits or more for each hash, small enough to stay in the cache."""
 
     def __init__(self, hashes: np.ndarray) -> None:
-        bits = min(26, max(10, len(hashes).bit_length() + 5))
+        bits = min(29, max(10, len(hashes).bit_length() + 4))
         self._shift = np.uint64(64 - bits)
-        self._there = np.zeros(1 << bits, dtype=bool)
-        self._there[hashes >> self._shift] = True
+        there = np.zeros(1 << bits, dtype=bool)
+        there[hashes >> self._shift] = True
+        self._bits = np.packbits(there, bitorder="little")
 
     def holds(self, hashes: np.ndarray) -> np.ndarray:
-        return self._there[hashes >> self._shift]
+        at = hashes >> self._shift
+        return (self._bits[at >> np.uint64(3)] >> (at & np.uint64(7)).astype(np.uint8) & np.uint8(1)).astype(bool)

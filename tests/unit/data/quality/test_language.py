@@ -25,6 +25,19 @@ def test_the_bundled_prose_is_english(prose):
     assert found.count("en") >= 0.99 * len(found)
 
 
+def test_plain_english_does_not_need_the_model(prose, monkeypatch):
+    def no_model():
+        raise AssertionError("the model was asked")
+
+    monkeypatch.setattr(language, "_identifier", no_model)
+    assert {language_of(record.text) for record in prose[:20]} == {"en"}
+
+
+@pytest.mark.parametrize("code", ["fr", "de", "zh", "ru"])
+def test_words_of_english_in_another_language_do_not_make_it_english(code):
+    assert language_of(f"This is a page with cookies. {TEXTS[code] * 30} Terms of use and privacy for all.") == code
+
+
 def test_the_middle_of_a_text_decides():
     assert language_of(TEXTS["en"] + TEXTS["fr"] * 20 + TEXTS["en"]) == "fr"
 
