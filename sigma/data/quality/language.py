@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 SAMPLE = 256  # characters from the middle, where a web page has its text and not its menu
 UNKNOWN = "und"
 LEAST_CONFIDENCE = 0.2  # under it nobody knows
-# English of some length holds most of these, other languages hardly any; then the model, ten times slower, is not asked.
+# English of some length holds most of these, other languages hardly any; then the model (ten times slower) rests.
 ENGLISH = (
     " the ", " and ", " of ", " to ", " is ", " that ", " with ", " for ", " this ", " from ", " have ", " which ",
 )  # fmt: skip
