@@ -78,7 +78,7 @@ def _natural(data: DataSection, seed: int, tokenizer: Tokenizer, share: float, b
     if data.data_backend == "bundled" or share <= SMALLEST_SHARE:
         return Group(share, (bundled,))
     gate, strict = build_gate(data), data.data_backend == "files"
-    shares: dict[SourceName, float] = natural_shares(data)
+    shares = natural_shares(data)
     feeds = [Feed(text_source(name, data, seed), tokenizer, gate, strict=strict) for name in shares]
     return Group(share, tuple(feeds), tuple(shares.values()), standby=bundled)
 
@@ -88,8 +88,9 @@ def natural_shares(data: DataSection) -> dict[SourceName, float]:
     if data.data_backend != "hybrid":
         return {} if data.data_backend == "bundled" else {data.data_backend: 1.0}
     hub = 1 - data.commoncrawl_ratio
-    return {
+    shares: dict[SourceName, float] = {
         "fineweb": hub * data.fineweb_ratio,
         "cosmopedia": hub * (1 - data.fineweb_ratio),
         "commoncrawl": data.commoncrawl_ratio,
     }
+    return {name: share for name, share in shares.items() if share > SMALLEST_SHARE}

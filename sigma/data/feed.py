@@ -87,6 +87,7 @@ class Feed:
         if self.remote:
             source.on_damage = self._damage.append  # pyright: ignore[reportAttributeAccessIssue]
         self._failure: str | None = None
+        self._broken = False  # for good: the files are not those of the cursor
         self._cursor = source.cursor()
         self._clear()
 
@@ -101,6 +102,7 @@ class Feed:
     def seek(self, cursor: Cursor, known_damage: dict[tuple[str, int], Damaged] | None = None) -> None:
         """Go to a position; what was prepared is forgotten. Blocks of `known_damage` are left out again."""
         self._clear()
+        self._broken, self._failure = False, None
         if self.remote:
             self.source.known_damage = known_damage or {}  # pyright: ignore[reportAttributeAccessIssue]
         self.source.seek(cursor)
@@ -128,16 +130,15 @@ class Feed:
         deadline = time.monotonic() + timeout_s
         while True:
             self._fill()
-            if self._documents:
-                return True
-            left_s = max(0.0, deadline - time.monotonic())
-            if self._chunks:
-                if self._adopt(left_s):
-                    continue
-            elif self._has_next(left_s):
-                continue
-            if time.monotonic() >= deadline:
+            while self._chunks and not self._documents and self._is_done(0.0):
+                self._adopt()
+            left_s = deadline - time.monotonic()
+            if self._documents or left_s <= 0:
                 return bool(self._documents)
+            if self._chunks:
+                self._is_done(left_s)
+            else:
+                self._has_next(left_s)
 
     def take(self) -> Document:
         """The next document. Raises Unavailable when there is none now; a local source always has one."""
@@ -156,19 +157,18 @@ class Feed:
     # -------------------------------------------------------------- reading
     def _has_next(self, timeout_s: float) -> bool:
         """Whether the source gives a record at once."""
+        if self._broken:
+            time.sleep(timeout_s)
+            return False
         return not self.remote or self.source.ready(timeout_s)  # pyright: ignore[reportAttributeAccessIssue]
 
     def _fill(self) -> None:
-        """Begin as many chunks as may wait."""
+        """Begin as many chunks as may wait; without workers one at a time, when it is needed."""
         while len(self._chunks) < self._depth and not (self._pool is None and self._documents):
             items = self._read()
             if not items:
                 break
-            if self._pool is None:
-                self._chunks.append(self._prepare(items))
-                self._adopt(0.0)
-            else:
-                self._chunks.append(self._pool.submit(self._prepare, items))
+            self._chunks.append(self._pool.submit(self._prepare, items) if self._pool else self._prepare(items))
 
     def _read(self) -> list[Item]:
         items: list[Item] = []
@@ -179,6 +179,7 @@ class Feed:
             except DataError as error:
                 if not self.remote or (self._strict and not isinstance(error, Unavailable)):
                     raise
+                self._broken = not isinstance(error, Unavailable)
                 self._failure = error.reason if isinstance(error, Unavailable) else str(error)
                 return items
             self._failure = None
@@ -190,15 +191,16 @@ class Feed:
     def _skipped(self) -> Counter[str]:
         return Counter(self.source.skipped) if self.remote else Counter()  # pyright: ignore
 
-    def _adopt(self, timeout_s: float) -> bool:
-        """Take over the first chunk that waits, if it is done within `timeout_s`."""
+    def _is_done(self, timeout_s: float) -> bool:
+        """Whether the first chunk that waits is prepared, after at most `timeout_s`."""
         first = self._chunks[0]
+        return isinstance(first, Chunk) or bool(wait([first], timeout_s).done)
+
+    def _adopt(self) -> None:
+        """Take over the first chunk that waits."""
+        first = self._chunks.popleft()
         if isinstance(first, Future):
-            wait([first], timeout_s)
-            if not first.done():
-                return False
             first = first.result()
-        self._chunks.popleft()
         if first.documents and (self._dropped or self._left_out):
             document = first.documents[0]
             dropped, damage = self._dropped + document.dropped, self._left_out + document.damage
@@ -207,7 +209,6 @@ class Feed:
         self._documents.extend(first.documents)
         self._dropped += first.dropped
         self._left_out += first.damage
-        return True
 
     # -------------------------------------------------------------- runs in a worker
     def _prepare(self, items: Sequence[Item]) -> Chunk:

@@ -103,7 +103,7 @@ def test_a_hanging_source_costs_one_deadline_and_then_nothing(build, tmp_path, w
     slow.go.set()
     time.sleep(0.1)
     assert "slow" in [name for batch in take(stream, 12) for name, _ in batch["records"]]
-    assert [row["source"] for row in journal(tmp_path, "up")] == ["slow"]
+    assert {row["source"] for row in journal(tmp_path, "up")} == {"slow"}
 
 
 def test_a_slow_source_that_stalls_again_and_again_may_wait_once_in_a_while_only(build):
