@@ -9,7 +9,8 @@ from dataclasses import dataclass
 class RecordLimits:
     """Bytes of a record, bytes out per byte in when it is unpacked, seconds for it, bytes of its header.
 
-    Seconds are those of the thread that reads: a busy machine makes no record slow. The ratio counts from `ratio_from` bytes on: a short page of one repeated line is no bomb.
+    Seconds are those of the thread that reads: a busy machine makes no record slow. The ratio counts from `ratio_from`
+    bytes on: a short page of one repeated line is no bomb.
     """
 
     record_bytes: int = 16 << 20
