@@ -16,10 +16,12 @@ import torch
 from sigma.config.parse import Parsed
 from sigma.config.resolved import write_resolved
 from sigma.config.root import RunConfig
+from sigma.core.files import write_atomic
 from sigma.core.lock import RunLock
 from sigma.core.stop import StopRequest
+from sigma.data.backends import build_stream
 from sigma.data.corpus import load_corpus
-from sigma.data.stream import BatchStream, build_stream
+from sigma.data.stream import BatchStream
 from sigma.data.tokenizer import Tokenizer, load_tokenizer
 from sigma.data.validation import Validation
 from sigma.features.diff_mla import DiffMla
@@ -46,6 +48,7 @@ from sigma.train.step import Stepper, StepSettings
 from sigma_kernels import counters
 
 FEATURE_NAMES = ("instant", "diff_mla")
+TOKENIZER_NAME = "tokenizer.json"
 
 
 def build_trainer(
@@ -83,6 +86,7 @@ def _build(
     optimizers = build_optimizers(dict(model.named_parameters()), model.parameter_roles(), config.train)
     data = stream_of(config, tokenizer)
     log, clock, progress = MetricsLog(run_dir, listeners), make_clock(device), Progress()
+    data.listen(lambda event, **details: log.event(event, progress.step, **details), lambda: stop.requested)
     # right behind the clock: the phases of the first row are to add up to its wall time too
     speed = SpeedMeter(train_flops_per_token(model, config.data.seq_len or 1), peak_flops(device))
     features = FeatureSet(features_of(config), FEATURE_NAMES)
@@ -143,9 +147,12 @@ def features_of(config: RunConfig) -> list[Feature]:
 
 
 def stream_of(config: RunConfig, tokenizer: Tokenizer) -> BatchStream:
-    """The training data from its beginning."""
+    """The training data from its beginning, or from where the journal in the output folder ends."""
+    run = config.run
     assert config.data.batch_size is not None
-    return build_stream(config.data, config.run.seed, tokenizer, config.data.batch_size)
+    return build_stream(
+        config.data, run.seed, tokenizer, config.data.batch_size, run_dir=run.output_dir, fresh=not run.resume
+    )
 
 
 def build_stepper(
@@ -195,14 +202,14 @@ def build_evaluator(config: RunConfig, model: SigmaForCausalLM, tokenizer: Token
         max_tokens=config.data.val_max_tokens,
         batch_tokens=config.data.batch_size * config.data.seq_len,
     )
-    without_thread = replace(config, data=replace(config.data, source_prefetch=0))
+    bundled = replace(config, data=replace(config.data, data_backend="bundled", source_prefetch=0, num_workers=0))
     return Evaluator(
         model,
         Validation(tokenizer),
         config.run.output_dir,
         settings,
         vocabulary=tokenizer.vocab_size,
-        fresh_stream=lambda: stream_of(without_thread, tokenizer),
+        fresh_stream=lambda: stream_of(bundled, tokenizer),
     )
 
 
@@ -251,6 +258,7 @@ def registry_of(
     registry = StateRegistry()
     registry.register_tensors("model", model.state_dict, model.load_state_dict)
     registry.register_tensors("optim", optimizers.tensors, optimizers.load_tensors)
+    registry.register_tensors("stream", data.tensors, data.load_tensors)  # of the item `data`, and restored before it
     for name, part in {
         "progress": progress,
         "data": data,
@@ -291,9 +299,19 @@ def startup_row(config: RunConfig, model: SigmaForCausalLM, optimizers: Optimize
     }
 
 
+def keep_tokenizer(config: RunConfig, tokenizer: Tokenizer) -> RunConfig:
+    """`config` with the run's own copy of a tokenizer that is not bundled; the original may be moved or changed."""
+    if tokenizer.content is None:
+        return config
+    path = config.run.output_dir / TOKENIZER_NAME
+    write_atomic(path, tokenizer.content.encode())
+    return replace(config, data=replace(config.data, tokenizer=path))
+
+
 def write_records(config: RunConfig, origins: dict[str, str], tokenizer: Tokenizer, step: int) -> None:
     """When it is certain that the run goes on: `resolved_args.txt`, `run_manifest.json`, the Weights & Biases relay."""
     run_dir: Path = config.run.output_dir
+    config = keep_tokenizer(config, tokenizer)
     # --no-resume is about one start: the next one continues what this one begins
     write_resolved(Parsed(replace(config, run=replace(config.run, resume=True)), origins=origins))
     hashes = {"corpus": load_corpus().fingerprint, "tokenizer": tokenizer.fingerprint}

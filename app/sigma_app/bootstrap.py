@@ -15,8 +15,8 @@ from sigma_app.caches import prepare_caches
 
 ERRORS_DIR, DATA_DIR = "errors", "data"
 _DATA_NOTE = """\
-This folder is for texts of your own. This version of SIGMA trains on the texts that come with it and does not read
-this folder yet.
+Put texts of your own here and set --data-backend files: txt, md, jsonl (also .gz and .zst) and parquet files, in
+folders of any depth. Rows of jsonl and parquet need a field `text`. This file is not read.
 """
 _FIXED_ENVIRONMENT = {
     "TRITON_BACKENDS_IN_TREE": "1",  # the frozen program has no package metadata to find them by

@@ -10,7 +10,7 @@ from typing import Literal
 
 from sigma.config.explain import explain, flags_help, options_help
 from sigma.config.option import opt
-from sigma.config.parse import parse_options
+from sigma.config.parse import parse_options, split_options
 from sigma.config.resolved import RESOLVED_NAME
 from sigma.config.table import nearest
 from sigma.core.errors import ConfigError
@@ -32,6 +32,11 @@ _USAGE = f"""SIGMA {VERSION}: trains a hybrid Mamba-3 / attention language model
   sigma generate --run DIR --prompt TEXT         complete a text
                                                  [--tokens N --temperature X --top-k N --seed N --device D]
   sigma report --run DIR                         write DIR/report.html again
+  sigma data preview [@FILE] [--flag ...]        documents, drop reasons and speed of each source; trains nothing
+                                                 [--documents N --seconds N]
+  sigma data hashes --data-dir DIR --out FILE    hashes of held-out texts, for --contamination-file
+  sigma tokenizer train [@FILE] [--flag ...]     a tokenizer.json of your own, for --tokenizer
+                                                 [--vocab-size N --sample-mb N --out DIR]
   sigma --selftest                               is this copy complete and does it work? minutes, trains two steps
   sigma --help | --version
 
@@ -51,6 +56,31 @@ class GenerateOptions:
     top_k: int = opt(50, "Choose among this many likeliest tokens; 0 among all.", low=0)
     seed: int = opt(0, "Seed of the choice.", low=0, high=2**63 - 1)
     device: Literal["auto", "cuda", "cpu"] = opt("auto", "Where to compute; auto takes the GPU when there is one.")
+
+
+@dataclass(frozen=True)
+class PreviewOptions:
+    """Options of `sigma data preview`, beside the flags of a training."""
+
+    documents: int = opt(3, "Documents to show of each source.", low=0, high=100)
+    seconds: float = opt(20.0, "Longest time to wait for a source.", low=0.1, high=3600)
+
+
+@dataclass(frozen=True)
+class HashesOptions:
+    """Options of `sigma data hashes`."""
+
+    data_dir: Path = opt(Path("data"), "Folder of held-out texts: txt, md, jsonl and parquet files.")  # noqa: RUF009
+    out: Path = opt(Path("held_out.hashes"), "File to write; give it to --contamination-file.")  # noqa: RUF009
+
+
+@dataclass(frozen=True)
+class TokenizerOptions:
+    """Options of `sigma tokenizer train`, beside the flags of a training."""
+
+    vocab_size: int = opt(16384, "Ids of the tokenizer, with 3 special ones and 256 bytes.", low=260, high=65536)
+    sample_mb: float = opt(64.0, "Text to train it from, in MB.", low=0.01, high=2048)
+    out: Path = opt(Path("tokenizer"), "Folder for tokenizer.json and its manifest.")  # noqa: RUF009 - opt makes a field
 
 
 @dataclass(frozen=True)
@@ -130,6 +160,46 @@ def report(argv: Sequence[str], session: Session) -> int:
     return 0
 
 
+def data(argv: Sequence[str], session: Session) -> int:
+    """Look at the texts of a backend (preview), or write the hashes of held-out texts (hashes)."""
+    action, rest = _action("data", argv, ("preview", "hashes"))
+    if action == "hashes":
+        hashes = parse_options(HashesOptions, rest)
+        from sigma_app.data_command import hash_folder
+
+        session.say(f"{hash_folder(hashes.data_dir, hashes.out)} hashes in {hashes.out}")
+        return 0
+    options, rest = split_options(PreviewOptions, rest)
+    session.prepare()
+    config = session.read_configuration(rest, create_args_file=False).config
+    from sigma_app.data_command import preview_lines
+
+    for line in preview_lines(config.data, config.run.seed, options.documents, options.seconds):
+        session.say(line)
+    return 0
+
+
+def tokenizer(argv: Sequence[str], session: Session) -> int:
+    """Train a tokenizer from the texts of a backend (train); takes the flags of a training too."""
+    _, rest = _action("tokenizer", argv, ("train",))
+    options, rest = split_options(TokenizerOptions, rest)
+    session.prepare()
+    config = session.read_configuration(rest, create_args_file=False).config
+    from sigma_app.tokenizer_command import train_and_tell
+
+    for line in train_and_tell(config.data, config.run.seed, options.vocab_size, options.sample_mb, options.out):
+        session.say(line)
+    return 0
+
+
+def _action(command: str, argv: Sequence[str], actions: Sequence[str]) -> tuple[str, Sequence[str]]:
+    """The word behind a command, and what stands behind it. Raises ConfigError without a known one."""
+    if argv and argv[0] in actions:
+        return argv[0], argv[1:]
+    given = f"{argv[0]!r} is not known" if argv else "say what to do"
+    raise ConfigError(f"command line: sigma {command}: {given}; write sigma {command} {' or '.join(actions)}")
+
+
 def selftest(argv: Sequence[str], session: Session) -> int:
     """Run the gates that every copy of the program must pass."""
     if argv:
@@ -144,7 +214,8 @@ def show_help(argv: Sequence[str], session: Session) -> int:
     """Print the commands and every flag of a training; for a command with options of its own, those."""
     name = argv[0] if argv else ""
     if name in OPTIONS:
-        session.say(f"sigma {name}: {COMMANDS[name].__doc__}\n\n{options_help(OPTIONS[name])}")
+        session.say(f"sigma {name}: {COMMANDS[name].__doc__}")
+        session.say(*(f"\n{kind.__doc__}\n{options_help(kind)}" for kind in OPTIONS[name]))
     else:
         session.say(_USAGE + flags_help())
     return 0
@@ -156,8 +227,13 @@ def show_version(argv: Sequence[str], session: Session) -> int:
     return 0
 
 
-OPTIONS: dict[str, type] = {"generate": GenerateOptions, "report": ReportOptions}
-"""The commands that do not take the flags of a training."""
+OPTIONS: dict[str, tuple[type, ...]] = {
+    "generate": (GenerateOptions,),
+    "report": (ReportOptions,),
+    "data": (PreviewOptions, HashesOptions),
+    "tokenizer": (TokenizerOptions,),
+}
+"""The commands with options of their own."""
 
 COMMANDS: dict[str, Command] = {
     "train": train,
@@ -165,6 +241,8 @@ COMMANDS: dict[str, Command] = {
     "doctor": doctor,
     "generate": generate,
     "report": report,
+    "data": data,
+    "tokenizer": tokenizer,
     "help": show_help,
     "version": show_version,
 }

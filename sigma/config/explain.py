@@ -8,7 +8,8 @@ from sigma.config.parse import DEFAULT, Parsed
 from sigma.config.table import Flag, get_value, run_flags, section_flags, sections
 
 ARGS_FILE_NAME = "train_sigma_args.txt"
-_ACTIVE = {"device"}
+_SHIPPED = {"device": "auto", "data_backend": "hybrid"}
+"""What the shipped args file sets."""
 
 _ARGS_HEAD = """\
 # Arguments of SIGMA. Start the program (or `sigma train`) and it reads this file.
@@ -64,13 +65,14 @@ def flags_markdown() -> str:
 
 
 def args_template() -> str:
-    """The text of a fresh `train_sigma_args.txt`: every flag as a comment; only `--device auto` is active."""
+    """The text of a fresh `train_sigma_args.txt`: every flag as a comment, but for those of `_SHIPPED`."""
     lines = [_ARGS_HEAD]
     for section, section_type in sections().items():
         lines.append(f"# ===== {section}: {_summary(section_type)}")
         for flag in _of_section(section):
-            mark = "" if flag.field in _ACTIVE else "# "
-            lines += ["", f"# {flag.help} {_note(flag)}", mark + _example(flag)]
+            shipped = _SHIPPED.get(flag.field)
+            line = f"# {_example(flag)}" if shipped is None else flag.line(shipped)
+            lines += ["", f"# {flag.help} {_note(flag)}", line]
         lines.append("")
     return "\n".join(lines)
 
@@ -84,7 +86,9 @@ def _summary(section_type: type) -> str:
 
 
 def _metavar(flag: Flag) -> str:
-    return "|".join(flag.choices) if flag.choices else flag.kind_words.split()[0].upper()
+    if flag.choices:
+        return "|".join((*flag.choices, *(["PATH"] if flag.may_be_path else [])))
+    return flag.kind_words.split()[0].upper()
 
 
 def _default(flag: Flag) -> str:
@@ -100,7 +104,7 @@ def _bounds(flag: Flag) -> str:
 def _note(flag: Flag) -> str:
     parts = [f"Default {_default(flag)}"]
     if flag.choices:
-        parts.append(f"one of {', '.join(flag.choices)}")
+        parts.append(f"one of {', '.join(flag.choices)}" + (", or a path" if flag.may_be_path else ""))
     if bounds := _bounds(flag):
         parts.append(bounds)
     return f"({'; '.join(parts)})"

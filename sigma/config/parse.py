@@ -87,6 +87,23 @@ def parse_options(kind: type[Options], argv: Sequence[str], cwd: Path | None = N
     return kind(**{**_absolute_defaults(table, cwd), **found.values})
 
 
+def split_options(kind: type[Options], argv: Sequence[str]) -> tuple[Options, list[str]]:
+    """The options of `kind` among the words of a command line, and the words that are left. Raises ConfigError."""
+    table = section_flags("", kind)
+    own: list[str] = []
+    rest: list[str] = []
+    words = iter(argv)
+    for word in words:
+        flag = table.get(word.partition("=")[0])
+        if flag is None:
+            rest.append(word)
+            continue
+        own.append(word)
+        if "=" not in word and not flag.is_switch:
+            own += (value for value in (next(words, None),) if value is not None)
+    return parse_options(kind, own), rest
+
+
 def build_located(values: dict[str, Any], origins: dict[str, str]) -> RunConfig:
     """`build_config`, with the place of the flags that contradict each other put before the message."""
     try:

@@ -16,7 +16,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "n_heads": 3, "attention_head_dim": 64, "kv_latent_dim": 128,
         "d_ff": 192, "n_routed_experts": 8, "moe_top_k": 2,
         "seq_len": 512, "batch_size": 4, "micro_batch_size": 4,
-        "steps": 480, "lr": 4e-3, "adam_lr": 3e-3,
+        "bootstrap_seed_batches": 480, "steps": 480, "lr": 4e-3, "adam_lr": 3e-3,
     },
     "small": {
         "d_model": 512, "n_layers": 12,
@@ -24,7 +24,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "n_heads": 4, "attention_head_dim": 64, "kv_latent_dim": 128,
         "d_ff": 512, "n_routed_experts": 8, "moe_top_k": 2,
         "seq_len": 1024, "batch_size": 32, "micro_batch_size": 8,
-        "steps": 5000, "lr": 2e-3, "adam_lr": 1.5e-3,
+        "bootstrap_seed_batches": 64, "steps": 5000, "lr": 2e-3, "adam_lr": 1.5e-3,
     },
     "base": {
         "d_model": 1024, "n_layers": 16,
@@ -32,7 +32,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "n_heads": 8, "attention_head_dim": 64, "kv_latent_dim": 256,
         "d_ff": 896, "n_routed_experts": 8, "moe_top_k": 2,
         "seq_len": 2048, "batch_size": 64, "micro_batch_size": 8,
-        "steps": 10000, "lr": 1.5e-3, "adam_lr": 1e-3,
+        "bootstrap_seed_batches": 64, "steps": 10000, "lr": 1.5e-3, "adam_lr": 1e-3,
     },
     "large": {
         "d_model": 1536, "n_layers": 24,
@@ -40,7 +40,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "n_heads": 12, "attention_head_dim": 64, "kv_latent_dim": 256,
         "d_ff": 1152, "n_routed_experts": 8, "moe_top_k": 2,
         "seq_len": 2048, "batch_size": 128, "micro_batch_size": 8,
-        "steps": 20000, "lr": 1e-3, "adam_lr": 6e-4,
+        "bootstrap_seed_batches": 64, "steps": 20000, "lr": 1e-3, "adam_lr": 6e-4,
     },
 }  # fmt: skip
 """A value for every field whose default is None. Parameters: 10.8 M, 108 M, 497 M and 1.46 G."""

@@ -30,15 +30,19 @@ class ValueChange:
 RETIRED: dict[str, str] = {
     "checkpoint-dir": "checkpoints are in the folder checkpoints/ of --output-dir",
     "tokenizer-backend tokenizer-name": "use --tokenizer bpe8k or --tokenizer bytes",
-    "num-workers prefetch-factor persistent-workers?": "one data thread is enough; use --source-prefetch",
+    "prefetch-factor persistent-workers?": "use --num-workers and --source-prefetch",
     "auto-hardware-profile?": "sizes come from --preset",
     "synthetic-data?": "use --synthetic-ratio 1",
     "hf-token hf-token-env-var": "a token does not belong in a file; set the environment variable HF_TOKEN",
-    "startup-hf-only-samples bootstrap-seed-batches first-batch-timeout-sec": "the bundled data starts at once",
+    "startup-hf-only-samples": "use --bootstrap-seed-batches",
+    "first-batch-timeout-sec": "no batch waits longer than --source-read-timeout-sec",
+    "stream-tokenize-batch-size": "use --num-workers",
     "stream-sample-prefetch": "use --source-prefetch",
     "moe-dispatch-mode": "there is one dispatch, sorted by expert, and it drops no token",
     "router-metrics-interval": "use --log-interval",
     "router-jitter-noise": "--router-balance-lr keeps the experts in use without noise",
+    "commoncrawl-records-per-file commoncrawl-max-files-per-worker-cycle": "every record of every chosen file is read",
+    "commoncrawl-parallel-files": "one thread reads ahead; Common Crawl bans who asks too often",
     "dropout": "there is none; --weight-decay regularises",
     "mamba-block-t mamba-block-n": "tiles are chosen for the device; the algorithm's chunk is --ssm-chunk",
     "mamba-step-scale": "the step size is learned",
@@ -68,11 +72,6 @@ RETIRED: dict[str, str] = {
 """Flags (without dashes) -> what stands in their place."""
 
 NOT_YET: dict[str, str] = {
-    "fineweb-ratio fineweb-min-score source-read-timeout-sec stream-tokenize-batch-size stream-shuffle-buffer "
-    "dedup-window-size dedup-normalize-chars": "comes with streamed data; the bundled corpus is used",
-    "commoncrawl-ratio commoncrawl-latest-crawls commoncrawl-wet-paths-per-crawl commoncrawl-records-per-file "
-    "commoncrawl-max-files-per-worker-cycle commoncrawl-parallel-files":
-        "comes with streamed web data; the bundled corpus is used",
     "instant-error-threshold": "comes with lossy INSTANT; the exact mode is used",
     "gn-beta1 gn-beta2 gn-eps gn-damping gn-damping-min gn-damping-max gn-damping-up gn-damping-down gn-damping-gain "
     "gn-ns-steps gn-block-size gn-clip-grad": "comes with the optimizer gnprox",
@@ -112,15 +111,12 @@ NOT_YET: dict[str, str] = {
 """Flags (without dashes) -> the system that brings them."""
 
 _MUON = "comes later; muon is used"
-_BUNDLED = "comes with streamed data; bundled is used"
 VALUE_CHANGES: dict[tuple[str, str], ValueChange] = {
     ("optimizer", "c3o"): ValueChange("muon", _MUON),
     ("optimizer", "normuon"): ValueChange("muon", _MUON),
     ("optimizer", "adamuon"): ValueChange("muon", _MUON),
     ("optimizer", "gnprox"): ValueChange("muon", _MUON),
-    ("data_backend", "hybrid"): ValueChange("bundled", _BUNDLED),
-    ("data_backend", "hf"): ValueChange("bundled", _BUNDLED),
-    ("data_backend", "commoncrawl"): ValueChange("bundled", _BUNDLED),
+    ("data_backend", "hf"): ValueChange("hybrid", "now part of hybrid; add --commoncrawl-ratio 0 for the hub alone"),
     ("precision", "fp16"): ValueChange("auto", "retired (it needs loss scaling); auto is used"),
     ("device", "cuda:0"): ValueChange("cuda", "now written cuda; choose a GPU with CUDA_VISIBLE_DEVICES"),
     ("device", "gpu"): ValueChange("cuda", "now written cuda"),

@@ -15,7 +15,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from sigma.config.root import RunConfig
-from sigma.config.tokens import LATER_COMMENT, shown
+from sigma.config.tokens import LATER_COMMENT, label, shown
 
 AUTO = "auto"
 """The word for None where a field may be None."""
@@ -46,11 +46,17 @@ class Flag:
         return self.kind is bool
 
     @property
+    def may_be_path(self) -> bool:
+        """Whether a value is a path: one of its own, or in the place of a choice."""
+        return self.kind is Path
+
+    @property
     def kind_words(self) -> str:
         """What a value looks like, for help and tables."""
         if self.is_switch:
             return "on / off"
-        words = " / ".join(self.choices) or {int: "integer", float: "number", Path: "path"}.get(self.kind, "text")
+        kind = {int: "integer", float: "number", Path: "path"}.get(self.kind, "text")
+        words = " / ".join((*self.choices, *([kind] if self.may_be_path or not self.choices else [])))
         return f"{words} / {AUTO}" if self.optional else words
 
     def convert(self, text: str, base: Path) -> Any:
@@ -63,9 +69,9 @@ class Flag:
             raise ValueError(f"the value is empty; give {self._article()}")
         if self.optional and text == AUTO:
             return None
-        if self.choices:
+        if self.choices and not (self.may_be_path and _looks_like_path(text)):
             return self._choice(text)
-        if self.kind is Path:
+        if self.may_be_path:
             return _absolute(text, base)
         return self._bounded(self._number(text))
 
@@ -77,7 +83,7 @@ class Flag:
             return repr(int(value)) if value.is_integer() and abs(value) < 1e6 else repr(value)
         if isinstance(value, Path) and base is not None and value.is_relative_to(base):
             inside = value.relative_to(base).as_posix()
-            return f"./{inside}" if inside[0] == "~" else inside
+            return f"./{inside}" if inside[0] == "~" or (self.choices and not _looks_like_path(inside)) else inside
         return str(value)
 
     def line(self, value: Any, base: Path | None = None) -> str:
@@ -96,6 +102,8 @@ class Flag:
             return text
         close = nearest(text, self.choices)
         hint = f"; did you mean {close}?" if close else ""
+        if self.may_be_path:
+            hint += f"; a path has a / in it, like ./{label(text)}" if not hint else " (a path has a / in it)"
         raise ValueError(f"{shown(text)} is not one of {', '.join(self.choices)}{hint}")
 
     def _number(self, text: str) -> int | float:
@@ -125,6 +133,11 @@ def _number_hint(text: str) -> str:
     if "," in text:
         return " with a point, not a comma"
     return ""
+
+
+def _looks_like_path(text: str) -> bool:
+    """What tells a path from a word where both may stand: `./x`, `x.json`, `~/x`, `C:\\x`."""
+    return any(sign in text for sign in "/\\.~")
 
 
 def _absolute(text: str, base: Path) -> Path:
@@ -193,9 +206,9 @@ def build_config(values: dict[str, Any]) -> RunConfig:
 def _kind(hint: Any) -> tuple[type, tuple[str, ...], bool]:
     """(kind, choices, may be None) of a field's type hint."""
     if get_origin(hint) in (Union, UnionType):
-        inner = [a for a in get_args(hint) if a is not NoneType]
-        kind, choices, _ = _kind(inner[0])
-        return kind, choices, True
+        inner = [_kind(a) for a in get_args(hint) if a is not NoneType]
+        choices = tuple(choice for _, found, _ in inner for choice in found)
+        return inner[-1][0], choices, NoneType in get_args(hint)
     if get_origin(hint) is Literal:
         return str, get_args(hint), False
     return hint, (), False

@@ -98,14 +98,19 @@ def load_corpus(folder: Path = FOLDER) -> Corpus:
     return Corpus(folder)
 
 
-def permutation(n: int, seed: int, epoch: int) -> np.ndarray:
-    """An order of range(n) that is a function of (n, seed, epoch) alone.
+def keyed_order(n: int, key: str) -> np.ndarray:
+    """An order of range(n) that is a function of (n, key) alone.
 
     Sorts the raw words of Philox (Salmon et al., SC 2011), whose values numpy promises to keep;
     `Generator.permutation` has no such promise, and a resumed run may meet a newer numpy.
     """
-    key = int.from_bytes(hashlib.sha256(f"corpus {seed} {epoch}".encode()).digest()[:16], "little")
-    return np.argsort(np.random.Philox(key=key).random_raw(n), kind="stable")
+    words = np.random.Philox(key=int.from_bytes(hashlib.sha256(key.encode()).digest()[:16], "little"))
+    return np.argsort(words.random_raw(n), kind="stable")
+
+
+def permutation(n: int, seed: int, epoch: int) -> np.ndarray:
+    """The order of n bundled passages in one epoch."""
+    return keyed_order(n, f"corpus {seed} {epoch}")
 
 
 class CorpusSource:

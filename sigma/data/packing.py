@@ -8,6 +8,7 @@ the row before, so every token is predicted exactly once. State and attention do
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -21,7 +22,7 @@ IGNORED = -100  # a label that is not learned
 
 @dataclass
 class Batch:
-    """Host tensors of one global batch: B rows of T positions.
+    """Host tensors of one global batch, or of one rank's share of it: B rows of T positions.
 
     `segments_BT` counts from 0 in each row; `cu_seqlens` int32 holds the starts of all segments in the flattened B *
     T positions, and B * T. `records` names the (source, id) of every record whose last token is a label here;
@@ -50,6 +51,7 @@ class BatchBuilder:
     length: int
     filled: int = 0
     starts: list[int] = field(default_factory=list)
+    ended: list[tuple[int, tuple[str, str]]] = field(default_factory=list)  # (positions filled by then, record)
 
     def __post_init__(self) -> None:
         self._inputs = np.empty(self.rows * self.length, dtype=np.int64)
@@ -71,18 +73,28 @@ class BatchBuilder:
             offset += taken
         return offset
 
-    def finish(self, records: list[tuple[str, str]], byte_length_V: np.ndarray) -> Batch:
-        """The full batch as tensors."""
-        shape = (self.rows, self.length)
-        starts = np.array(self.starts, dtype=np.int64)
-        opens = np.zeros(self.rows * self.length, dtype=np.int32)
+    def end(self, record: tuple[str, str]) -> None:
+        """The document that was added last is complete."""
+        self.ended.append((self.filled, record))
+
+    def sha(self) -> str:
+        """Hash of all tokens of the batch, 16 hex digits."""
+        return hashlib.sha256(self._inputs.tobytes() + self._labels.tobytes()).hexdigest()[:16]
+
+    def finish(self, byte_length_V: np.ndarray, rank: int = 0, world: int = 1) -> Batch:
+        """The full batch as tensors, or the rows that rank `rank` of `world` has of it."""
+        rows = self.rows // world
+        shape, first, last = (rows, self.length), rank * rows * self.length, (rank + 1) * rows * self.length
+        inputs, labels = self._inputs[first:last], self._labels[first:last]
+        starts = np.array([start for start in self.starts if first <= start < last], dtype=np.int64) - first
+        opens = np.zeros(rows * self.length, dtype=np.int32)
         opens[starts] = 1
         return Batch(
-            input_ids_BT=torch.from_numpy(self._inputs).view(shape),
-            labels_BT=torch.from_numpy(self._labels).view(shape),
+            input_ids_BT=torch.from_numpy(inputs).view(shape),
+            labels_BT=torch.from_numpy(labels).view(shape),
             segments_BT=torch.from_numpy(opens.reshape(shape).cumsum(1, dtype=np.int32) - 1),
-            cu_seqlens=torch.from_numpy(np.append(starts, self.rows * self.length).astype(np.int32)),
-            records=tuple(records),
-            tokens=self.rows * self.length,
-            text_bytes=int(byte_length_V[self._labels].sum()),
+            cu_seqlens=torch.from_numpy(np.append(starts, rows * self.length).astype(np.int32)),
+            records=tuple(record for end, record in self.ended if first < end <= last),
+            tokens=rows * self.length,
+            text_bytes=int(byte_length_V[labels].sum()),
         )

@@ -42,8 +42,11 @@ class Prefetcher(Generic[T]):
             if isinstance(result, BaseException):
                 return
 
-    def get(self) -> T:
-        """The next result. Raises DataThreadError when the thread failed or was closed, again at every later call."""
+    def get(self, while_waiting: Callable[[], None] | None = None) -> T:
+        """The next result. Raises DataThreadError when the thread failed or was closed, again at every later call.
+
+        `while_waiting` is called again and again until there is one, and may raise.
+        """
         while True:
             alive = self._thread.is_alive()  # asked before the queue: what a thread leaves behind is still delivered
             try:
@@ -52,6 +55,8 @@ class Prefetcher(Generic[T]):
             except queue.Empty:
                 if not alive:
                     raise DataThreadError("the data thread has ended; nothing more comes from it.") from None
+                if while_waiting is not None:
+                    while_waiting()
         if isinstance(result, BaseException):
             self._ready.put(result)
             raise DataThreadError(f"the data thread failed: {type(result).__name__}: {result}") from result

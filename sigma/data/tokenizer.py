@@ -1,20 +1,24 @@
-"""Two lossless tokenizers with the same first ids: 0 pad, 1 bos, 2 eos, 3 + b for the byte b.
+"""Lossless tokenizers with the same first ids: 0 pad, 1 bos, 2 eos, 3 + b for the byte b.
 
 `bytes` has no more ids than these. `bpe8k` is byte-level BPE (Sennrich et al., 2016; Radford et al., 2019) of 8192
-ids, trained from the training passages of the bundled corpus by `train_bpe`; equal texts give an equal file.
+ids, trained from the training passages of the bundled corpus by `train_bpe`; equal texts give an equal file. Another
+one comes from a `tokenizer.json` (`tokenizer_file`).
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from tokenizers import Tokenizer as RustTokenizer
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
+from sigma.core.errors import ConfigError
 from sigma.data.corpus import FOLDER, load_corpus, read_checked
 
 if TYPE_CHECKING:
@@ -32,7 +36,7 @@ def byte_characters() -> list[str]:
     return [chr(byte) if byte in printable else chr(next(others)) for byte in range(256)]
 
 
-def _assemble(vocabulary: dict[str, int], merges: list[tuple[str, str]]) -> RustTokenizer:
+def assemble(vocabulary: dict[str, int], merges: list[tuple[str, str]]) -> RustTokenizer:
     """A byte-level tokenizer; a special token's name written in a text stays text."""
     tokenizer = RustTokenizer(models.BPE(vocab=vocabulary, merges=merges))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)  # pyright: ignore
@@ -47,7 +51,7 @@ def _first_ids() -> list[str]:
 
 def train_bpe(texts: Iterable[str], vocabulary: int = VOCABULARY) -> str:
     """Train the BPE; returns the content of its JSON file. The ids of merged pieces follow the order of the merges."""
-    tokenizer = _assemble({}, [])
+    tokenizer = assemble({}, [])
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary,
         special_tokens=list(SPECIAL_TOKENS),
@@ -57,15 +61,19 @@ def train_bpe(texts: Iterable[str], vocabulary: int = VOCABULARY) -> str:
     tokenizer.train_from_iterator(texts, trainer)
     merges = [(left, right) for left, right in json.loads(tokenizer.to_str())["model"]["merges"]]
     pieces = [*_first_ids(), *("".join(pair) for pair in merges)]
-    return _assemble({piece: index for index, piece in enumerate(pieces)}, merges).to_str(pretty=False)
+    return assemble({piece: index for index, piece in enumerate(pieces)}, merges).to_str(pretty=False)
 
 
 class Tokenizer:
-    """Text to ids and back. `byte_length_V[id]` is the number of UTF-8 bytes of a token, 0 for the special ones."""
+    """Text to ids and back. `byte_length_V[id]` is the number of UTF-8 bytes of a token, 0 for the special ones.
 
-    def __init__(self, name: str, rust: RustTokenizer, fingerprint: str) -> None:
+    `content` is the file of a tokenizer that is not bundled.
+    """
+
+    def __init__(self, name: str, rust: RustTokenizer, fingerprint: str, content: str | None = None) -> None:
         self.name = name
         self.fingerprint = fingerprint
+        self.content = content
         self.vocab_size = rust.get_vocab_size()
         self._rust = rust
         self._rust.encode_special_tokens = True  # not kept by serialisation, hence here
@@ -73,7 +81,7 @@ class Tokenizer:
         self.byte_length_V = np.array([0] * 3 + [len(piece) for piece, _ in pieces[3:]], dtype=np.int64)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return load_tokenizer, (self.name,)
+        return (load_tokenizer, (self.name,)) if self.content is None else (load_content, (self.content,))
 
     def encode(self, text: str) -> np.ndarray:
         """Ids of `text` without special tokens, int32 [n]."""
@@ -86,7 +94,8 @@ class Tokenizer:
         if self.name == "bytes":
             return [self.encode(text) for text in texts]
         return [
-            np.array(row.ids, dtype=np.int32) for row in self._rust.encode_batch(list(texts), add_special_tokens=False)
+            np.array(row.ids, dtype=np.int32)
+            for row in self._rust.encode_batch_fast(list(texts), add_special_tokens=False)
         ]
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -114,10 +123,34 @@ class Tokenizer:
 
 
 @cache
-def load_tokenizer(name: Literal["bpe8k", "bytes"]) -> Tokenizer:
-    """A bundled tokenizer by name. Raises DataError when its file is damaged."""
+def load_tokenizer(name: Literal["bpe8k", "bytes"] | Path) -> Tokenizer:
+    """A bundled tokenizer by name, or the one of a `tokenizer.json`.
+
+    Raises DataError when the bundled file is damaged, ConfigError when another one cannot be read or used.
+    """
+    if isinstance(name, Path):
+        return _of_file(name)
     if name == "bytes":
-        return Tokenizer("bytes", _assemble({piece: index for index, piece in enumerate(_first_ids())}, []), "bytes")
+        return Tokenizer("bytes", assemble({piece: index for index, piece in enumerate(_first_ids())}, []), "bytes")
     row = load_corpus().provenance["tokenizer"]
     content = read_checked(FOLDER / row["file"], row["sha256"])
     return Tokenizer("bpe8k", RustTokenizer.from_str(content.decode()), row["sha256"][:16])
+
+
+def _of_file(path: Path) -> Tokenizer:
+    from sigma.data.tokenizer_file import MOST_BYTES, adopt
+
+    try:
+        if path.stat().st_size > MOST_BYTES:
+            raise ConfigError(f"larger than {MOST_BYTES >> 20} MB; that is no tokenizer.json")
+        return load_content(adopt(path.read_bytes().decode()))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--tokenizer {path}: cannot read ({error})") from error
+    except ConfigError as error:
+        raise ConfigError(f"--tokenizer {path}: {error}") from None
+
+
+def load_content(content: str) -> Tokenizer:
+    """A tokenizer of our own form. Its name is its content, wherever the file lies."""
+    fingerprint = hashlib.sha256(content.encode()).hexdigest()[:16]
+    return Tokenizer(f"sha256:{fingerprint}", RustTokenizer.from_str(content), fingerprint, content)

@@ -10,6 +10,7 @@ from typing import Any
 
 from sigma.config.root import RunConfig
 from sigma.core import strict_json
+from sigma.data.tokenizer import load_tokenizer
 from sigma.train.tensor_file import Spec
 from sigma.train.verify_checkpoint import IncompatibleCheckpointError, Manifest
 
@@ -25,8 +26,14 @@ def identity_of(config: RunConfig) -> dict[str, Any]:
     return {
         "model": dataclasses.asdict(config.model),
         "train": {"optimizer": config.train.optimizer},
-        "data": {"tokenizer": config.data.tokenizer, "data_backend": config.data.data_backend},
+        "data": {"tokenizer": _tokenizer_name(config), "data_backend": config.data.data_backend},
     }
+
+
+def _tokenizer_name(config: RunConfig) -> str:
+    """The name of a bundled tokenizer; of another one its content, wherever the file lies."""
+    tokenizer = config.data.tokenizer
+    return load_tokenizer(tokenizer).name if isinstance(tokenizer, Path) else tokenizer
 
 
 def identity_hash(identity: Mapping[str, Any]) -> str:

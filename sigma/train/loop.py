@@ -15,6 +15,7 @@ from sigma.config.root import RunConfig
 from sigma.core.errors import SigmaError
 from sigma.core.lock import RunLock
 from sigma.core.stop import StopRequest
+from sigma.data.stream import StopWaitingError
 from sigma.optim.schedule import learning_rate_scale
 from sigma.train.clock import PhaseClock
 from sigma.train.crash import CrashContext
@@ -38,6 +39,7 @@ class Data(Protocol):
     """Endless batches."""
 
     def next_batch(self) -> Any: ...
+    def columns(self) -> dict[str, int]: ...
     def close(self) -> None: ...
 
 
@@ -89,8 +91,9 @@ class Trainer:
         if self.progress.step >= self.steps and self.evaluator.is_final(self.progress.step):
             return Outcome("already_finished", self.progress.step, self.run_dir)
         self._announce()
-        while self.progress.step < self.steps and not self.stop.requested:
-            self._step()
+        with suppress(StopWaitingError):  # asked to stop while a source was waited for: the last step is the end
+            while self.progress.step < self.steps and not self.stop.requested:
+                self._step()
         self._save()
         if not self.stop.requested and self._finish():
             return self._outcome("finished")
@@ -201,7 +204,7 @@ class Trainer:
         row["tokens_seen_total"] = self.progress.tokens
         row["micro_batch"] = self.stepper.micro_batch
         row |= self.speed.read(phases, self.steps - s.step)
-        row |= self.features.columns() | readings(self.stepper.settings.device)
+        row |= self.data.columns() | self.features.columns() | readings(self.stepper.settings.device)
         self.last_row = self.log.write("train", s.step, row)
         self._write_status("running")
         if longest >= self.config.train.max_skipped_steps:

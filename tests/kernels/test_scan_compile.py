@@ -16,68 +16,63 @@ HEADS, STATE, HEAD_SIZE, PAIRS = 32, 128, 64, 32
 CONSUMER_SHARED_MEMORY = 99 * 1024
 # Bytes of local memory, rank 1 and rank 4, with the matrix products of sm_90 and sm_100 and with those of the others.
 WARPGROUP_SPILLS = {
-    "chunk_outer_kernel": (16, 816),
-    "scan_output_kernel": (48, 80),
-    "output_backward_kernel": (128, 1016),
-    "query_gradient_kernel": (648, 1024),
-    "key_gradient_kernel": (632, 816),
-    "value_gradient_kernel": (72, 320),
+    "chunk_outer_kernel": (0, 24),
+    "chunk_outer_backward_kernel": (8, 112),
+    "scan_output_kernel": (0, 48),
+    "norm_backward_kernel": (16, 792),
+    "value_gradient_kernel": (32, 448),
+    "matrix_gradient_kernel": (0, 176),
+    "over_heads_kernel": (0, 0),
 }
 WARP_SPILLS = {
-    "scan_output_kernel": (656, 2104),
-    "output_backward_kernel": (584, 2152),
-    "query_gradient_kernel": (6600, 3040),
-    "key_gradient_kernel": (6776, 2464),
-    "value_gradient_kernel": (1000, 2288),
+    "scan_output_kernel": (32, 8),
+    "norm_backward_kernel": (8, 40),
+    "value_gradient_kernel": (80, 1704),
+    "matrix_gradient_kernel": (0, 360),
 }
 # What a launch passes in 16 bits; the rest is fp32, the phases int16, their totals and the sequences int32.
 HALF = {
-    "q_ptr", "k_ptr", "x_ptr", "z_ptr", "matrix_ptr", "out_ptr", "state_ptr", "added_ptr", "start_ptr", "dy_ptr",
-    "dz_ptr", "dout_ptr", "dx_ptr", "dend_ptr", "dstart_ptr", "dd_dt_ptr", "dd_a_ptr", "trap_ptr", "angle_ptr",
-    "ddd_dt_ptr", "ddd_a_ptr", "dtrap_ptr",
+    "q_ptr", "k_ptr", "x_ptr", "z_ptr", "out_ptr", "added_ptr", "start_ptr", "dy_ptr", "dz_ptr", "dout_ptr", "dx_ptr",
+    "dend_ptr", "dstart_ptr", "dq_ptr", "dk_ptr", "head_ptr", "dd_dt_ptr", "dd_a_ptr", "trap_ptr",
+    "angle_ptr", "ddd_dt_ptr", "ddd_a_ptr", "dtrap_ptr",
 }  # fmt: skip
 INTEGERS = {"phase_ptr": "*i16", "total_ptr": "*i32", "sequence_ptr": "*i32"}
-UNALIGNED = {"restart_blocks", "chunks", "steps", "parts"}
-ABSENT = {"sequence_ptr", "valid_ptr", "next_ptr", "previous_ptr", "initial_ptr", "norm_ptr", "dnorm_ptr"}
-MIMO = {
-    "expand_ptr", "expand_x_ptr", "expand_z_ptr", "combine_ptr", "dexpand_ptr", "dexpand_z_ptr", "dcombine_ptr",
-}  # fmt: skip
+UNALIGNED = {"restart_blocks", "chunks", "steps"}
+ABSENT = {"sequence_ptr", "valid_ptr", "next_ptr", "previous_ptr", "initial_ptr"}
+MIMO = {"expand_x_ptr", "expand_z_ptr", "combine_ptr", "dexpand_x_ptr", "dexpand_z_ptr", "dcombine_ptr"}
 
 
 def kernels(rank: int, capability: int = 90) -> dict[str, tuple[Any, dict[str, Any], dict[str, Any]]]:
     """Kernel, compile-time arguments and launch options by name, as the table has them for bf16."""
-    from sigma_kernels.scan import triton_coefficients, triton_gradients, triton_output, triton_phase, triton_states
-    from sigma_kernels.scan.triton_scan import COEFFICIENT_TILE, PASS_PAIRS, Sizes
+    from sigma_kernels.scan import triton_scan
+    from sigma_kernels.scan.triton_call import COEFFICIENT_TILE, PHASE_STAGES, Sizes
 
-    tiles = tiles_of(rank, HEADS, 1, capability)
+    tiles = tiles_of(rank, HEADS, capability)
     n = Sizes(8, 4096, HEADS, HEAD_SIZE, STATE, rank, 1, PAIRS, tiles)
-    phase = {"HEADS": tiles.heads_phase, "BLOCK_S": n.block_s, "STEPS": n.chunk_steps}
-    states = {"S": PAIRS, "N": STATE, "P": HEAD_SIZE, "BLOCK_N": PASS_PAIRS, "BLOCK_P": 64, "STAGES": 3}
-    inside = n.matrix(torch.bfloat16, tiles.pairs_inside)
-    outer = n.matrix(torch.bfloat16, tiles.pairs_outer)
-    matrix = n.matrix(torch.bfloat16, tiles.pairs) | {"HEADS": tiles.heads_matrix}
-    modules = (triton_coefficients, triton_phase, triton_states, triton_output, triton_gradients)
+    phase = {"HEADS": tiles.heads_phase, "BLOCK_S": n.block_s, "STEPS": tiles.steps, "STAGES": PHASE_STAGES}
+    matrix = n.matrix(torch.bfloat16)
+    heads = {name: matrix[name] for name in ("S", "N", "G", "R", "RANK", "HALF")} | {"STEPS": tiles.sum_rows // rank}
     specified = {
         "coefficients_kernel": (COEFFICIENT_TILE, {"num_warps": 4}),
         "coefficients_backward_kernel": (COEFFICIENT_TILE, {"num_warps": 4}),
         "phase_forward_kernel": (phase, tiles.phase.options()),
-        "phase_backward_kernel": (phase | {"BLOCK_RESTART": n.pair_blocks}, tiles.phase_backward.options()),
-        "chunk_outer_kernel": (outer, tiles.outer.options()),
-        "state_pass_kernel": (states, tiles.state_pass.options()),
-        "state_pass_backward_kernel": (states, tiles.state_pass.options()),
-        "scan_output_kernel": (inside, tiles.output.options()),
-        "output_backward_kernel": (inside, tiles.output_backward.options()),
-        "query_gradient_kernel": (matrix, tiles.matrix.options()),
-        "key_gradient_kernel": (matrix, tiles.matrix.options()),
-        "value_gradient_kernel": (inside, tiles.value.options()),
+        "phase_backward_kernel": (phase | {"BLOCK_RESTART": 16, "EXACT": False}, tiles.phase_backward.options()),
+        "chunk_outer_kernel": (matrix, tiles.outer.options()),
+        "chunk_outer_backward_kernel": (matrix, tiles.outer.options()),
+        "state_pass_kernel": (n.state_pass(), tiles.state_pass.options()),
+        "state_pass_backward_kernel": (n.state_pass(), tiles.state_pass.options()),
+        "scan_output_kernel": (matrix, tiles.output.options()),
+        "norm_backward_kernel": (matrix, tiles.output.options()),
+        "value_gradient_kernel": (matrix, tiles.value.options()),
+        "matrix_gradient_kernel": (matrix, tiles.matrix.options()),
+        "over_heads_kernel": (heads, tiles.over_heads.options()),
     }
-    found = {name: getattr(module, name) for name in specified for module in modules if hasattr(module, name)}
-    return {name: (found[name], *specified[name]) for name in specified}
+    return {name: (getattr(triton_scan, name), *found) for name, found in specified.items()}
 
 
-def type_of(name: str, rank: int) -> str | None:
-    """The type of one argument, as `compile_kernel` takes it."""
-    if name in ABSENT or (rank == 1 and name in MIMO):
+def type_of(name: str, rank: int, norm: bool) -> str | None:
+    """The type of one argument, as `compile_kernel` takes it. Only the norm's kernel is compiled for a norm."""
+    if name in ABSENT or (rank == 1 and name in MIMO) or (not norm and name == "norm_ptr"):
         return None
     if name.endswith("_ptr"):
         return INTEGERS.get(name, "*bf16" if name in HALF else "*fp32")
@@ -86,7 +81,8 @@ def type_of(name: str, rank: int) -> str | None:
 
 def compiled(name: str, rank: int, capability: int) -> Usage:
     kernel, constexprs, options = kernels(rank, capability)[name]
-    types = [type_of(argument, rank) for argument in kernel.arg_names if argument not in constexprs]
+    norm = name == "norm_backward_kernel"
+    types = [type_of(argument, rank, norm) for argument in kernel.arg_names if argument not in constexprs]
     options = dict(options)
     warps = options.pop("num_warps")
     return compile_kernel(kernel, types, capability=capability, num_warps=warps, options=options, **constexprs)

@@ -10,7 +10,10 @@ from importlib import import_module
 from sigma.core import paths
 from sigma_app.selftest.gate import Gate, NotHereError, bundle_folder, expect, module_source, only_frozen
 
-MODULES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "rich", "psutil", "platformdirs")
+MODULES = (
+    *("torch", "transformers", "tokenizers", "safetensors", "numpy", "rich", "psutil", "platformdirs", "py3langid"),
+    *("pyarrow.parquet", "fastwarc.warc", "warcio", "zstandard", "truststore"),
+)
 READABLE = ("sigma.build", "sigma_app.__main__", "sigma_kernels.rms_norm.kernel", "triton", "triton.runtime.jit")
 # Built for other purposes, or not used by us: each would be megabytes that nobody asked for.
 UNWANTED = ("pip", "pytest", "hypothesis", "PyInstaller", "tkinter", "triton/backends/amd", "triton/profiler")
@@ -57,6 +60,15 @@ def data() -> str:
     return finding.text
 
 
+def languages() -> str:
+    """The model that tells languages apart is there."""
+    from sigma.data.quality.language import known_languages, language_of
+
+    found = language_of("Le chat est assis sur le tapis et regarde par la fenêtre, parce qu'il pleut dehors.")
+    expect(found == "fr", f"a French sentence is called {found}")
+    return f"{len(known_languages())} languages"
+
+
 def nothing_else() -> str:
     """What is not used is not there."""
     only_frozen()
@@ -84,6 +96,7 @@ GATES = [
     Gate("sources", sources),
     Gate("versions", versions),
     Gate("texts and tokenizers", data),
+    Gate("languages", languages),
     Gate("nothing unused", nothing_else),
     Gate("args file", args_file),
 ]

@@ -49,6 +49,27 @@ def tanh(x):
 
 
 @triton.jit
+def exp2(x):
+    """2^x within 2^-22, in one instruction: results below 2^-126 become 0 in place of a detour for them."""
+    if LIBDEVICE:
+        y = tl.inline_asm_elementwise("ex2.approx.ftz.f32 $0, $1;", "=f,f", [x], tl.float32, is_pure=True, pack=1)
+    else:
+        y = tl.exp2(x)
+    return y
+
+
+@triton.jit
+def sigmoid(x):
+    """1 / (1 + e^-x) within 2^-21."""
+    below = 1.0 + exp2(x * -1.4426950408889634)
+    if LIBDEVICE:
+        y = tl.inline_asm_elementwise("rcp.approx.ftz.f32 $0, $1;", "=f,f", [below], tl.float32, is_pure=True, pack=1)
+    else:
+        y = 1.0 / below
+    return y
+
+
+@triton.jit
 def heavy_tail(a):
     """1 + a for a >= 0, 1 / (1 - a) below, at least 1e-4."""
     return tl.maximum(tl.where(a >= 0, 1 + a, 1 / (1 - tl.minimum(a, 0.0))), 1e-4)

@@ -93,7 +93,7 @@ def mamba3_scan(
         "valid_BT": valid_BT,
     }
     with torch.autocast(x_BTHP.device.type, enabled=False):
-        if dispatch.use_triton("scan", *inputs, limit=_limit(sizes, x_BTHP.dtype), trial=_trial(sizes)):
+        if dispatch.use_triton("scan", *inputs, limit=_limit(sizes, x_BTHP)):
             from sigma_kernels.scan.triton_op import mamba3_scan_triton
 
             return mamba3_scan_triton(*inputs, **options, **parameters)
@@ -107,24 +107,19 @@ def mamba3_scan(
 WIDEST_HEAD, WIDEST_STATE, HIGHEST_RANK = 128, 256, 16
 """What the kernels' tiles hold."""
 
-PROVEN = (64, 128, 1)
-"""The head size, state and rank whose results were compared with the reference on a GPU (docs/log.md)."""
+LONGEST, LARGEST_BATCH = 2**20 - 16, 2**15 - 1
+"""What a launch grid holds: 65,535 chunks of at least 16 steps, and as many rows in two parts."""
 
 
-def _limit(n: Sizes, dtype: torch.dtype) -> str | None:
+def _limit(n: Sizes, x_BTHP: Tensor) -> str | None:
     """Why the kernels do not take a scan of these sizes, or None."""
-    if dtype == torch.float64:
+    if x_BTHP.dtype == torch.float64:
         return "fp64 is the reference's"
     if n.head_size > WIDEST_HEAD or n.state > WIDEST_STATE or n.rank > HIGHEST_RANK:
         return f"the kernels take P <= {WIDEST_HEAD}, N <= {WIDEST_STATE} and R <= {HIGHEST_RANK}"
+    if x_BTHP.shape[1] > LONGEST or x_BTHP.shape[0] > LARGEST_BATCH:
+        return f"the kernels take {LARGEST_BATCH:,} rows of {LONGEST:,} steps"
     return None
-
-
-def _trial(n: Sizes) -> str | None:
-    """Why a scan of these sizes stays with the reference unless Triton is asked for, or None."""
-    if (n.head_size, n.state, n.rank) == PROVEN:
-        return None
-    return "the kernels were compared on a GPU for P = {}, N = {} and R = {} alone".format(*PROVEN)
 
 
 def mamba3_step(

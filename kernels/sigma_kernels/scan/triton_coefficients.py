@@ -74,10 +74,10 @@ def coefficients_kernel(
 @triton.jit
 def coefficients_backward_kernel(
     dd_dt_ptr, dd_a_ptr, trap_ptr, bias_ptr, valid_ptr, previous_ptr, ddt_ptr, dlog_decay_ptr, dscale_ptr, dgamma_ptr,
-    ddd_dt_ptr, ddd_a_ptr, dtrap_ptr, dbias_ptr, T, H, stride_dt, stride_a, stride_trap, parts,
+    ddd_dt_ptr, ddd_a_ptr, dtrap_ptr, dbias_ptr, T, H, stride_dt, stride_a, stride_trap,
     STEPS: tl.constexpr, HEADS: tl.constexpr,
 ):  # fmt: skip
-    """The same grid. Sums `parts` parts of d dt and d scale, [parts, B, H, T]; d dt_bias goes out in parts [., H]."""
+    """The same grid; d dt_bias goes out in parts [., H]."""
     step = tl.program_id(0) * STEPS + tl.arange(0, STEPS)
     head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)
     batch = tl.program_id(2).to(tl.int64)
@@ -91,12 +91,8 @@ def coefficients_backward_kernel(
     own = (batch * H + head)[None, :] * T + step[:, None]
     earlier = (batch * H + head)[None, :] * T + before[:, None]
     ddt = tl.load(ddt_ptr + own, mask=stored, other=0.0)
-    dright = tl.load(dgamma_ptr + own, mask=stored, other=0.0)
-    dleft = tl.zeros((STEPS, HEADS), tl.float32)
-    for part in range(parts):
-        offset = part * tl.num_programs(2).to(tl.int64) * H * T
-        dright += tl.load(dscale_ptr + offset + own, mask=stored, other=0.0)
-        dleft += tl.load(dscale_ptr + offset + earlier, mask=precedes, other=0.0)
+    dright = tl.load(dgamma_ptr + own, mask=stored, other=0.0) + tl.load(dscale_ptr + own, mask=stored, other=0.0)
+    dleft = tl.load(dscale_ptr + earlier, mask=precedes, other=0.0)
     dlog_decay = tl.load(dlog_decay_ptr + own, mask=stored, other=0.0)
     raw = _load(dd_dt_ptr, row, head, stride_dt, mask) + tl.load(bias_ptr + head, mask=known, other=0.0)[None, :]
     dt = tl.where(mask, softplus(raw), 0.0)

@@ -1,9 +1,12 @@
-"""The gradient inside a chunk: of q from the rows before, of k and of x from the rows after.
+"""The gradient inside a chunk: of x and the numbers, of q and k of each head, and the sums over heads.
 
-Three kernels, as in flash attention: one owns a block of rows and looks back, two own a block and look ahead. Those of
-q and k loop over heads that share B and C, so that the sums over heads stay in registers. The same-step part (weight
-gamma) is kept out of <q, dq> and <k, dk>, where it cancels and would only add its rounding. These products and the
-gradient of the phase do not change when both sides turn, so that they are taken after dq and dk are turned back.
+With W = (dY X^T) o weight and M = (Q K^T) o weight, Q and K turned:
+
+    dQ = W K + e^g (dY S)    dK = W^T Q + scale e^{g_end - g} (X dS)    dX = M^T dY + scale e^{g_end - g} (K dS) + D dY
+
+<q, dq> and <k, dk>, from which the decay's gradient comes, are sums over pairs of rows, W o Q K^T without what the
+ranks of one step give each other (weight gamma), so that their difference carries no rounding of W. In the phase's
+gradient that part cancels between q and k, but for fp32: both sides multiply the same rounded numbers.
 """
 
 # The device code is a language of its own, which the type checker takes for Python.
@@ -14,355 +17,261 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from sigma_kernels.scan.triton_output import over_ranks, over_steps, state_halves
+from sigma_kernels.scan.triton_gate import dy_rows, store_by_rank, store_gate_gradients
 from sigma_kernels.scan.triton_tiles import (
+    ask_for,
+    ask_for_state,
+    by_step,
     decay_between,
-    decay_to,
     entering_weight,
     leaving_weight,
     matrix_rows,
+    over_ranks,
+    over_steps,
+    pair_parts,
     row_angles,
-    turned_rows,
+    state_tile,
+    turned,
     value_rows,
 )
 
 
 @triton.jit
-def _by_step(row_sums, STEPS: tl.constexpr, RANK: tl.constexpr):
-    if RANK == 1:
-        out = row_sums
-    else:
-        out = tl.sum(tl.reshape(row_sums, (STEPS, RANK)), 1)
-    return out
+def _store_rows(out_ptr, tile, row, rank, head, inside, pair, H, N2: tl.constexpr, R: tl.constexpr, HALF: tl.constexpr):
+    """Rows of one head into [., R, H, N2]."""
+    n = 2 * pair + tl.arange(0, 2 * HALF)
+    at = out_ptr + (((row * R + rank) * H + head) * N2)[:, None] + n[None, :]
+    tl.store(at, tile.to(out_ptr.dtype.element_ty), mask=inside[:, None] & (n < N2)[None, :])
 
 
 @triton.jit
-def _store_phase(
-    dphase_ptr, dphase, t, inside, pair, S: tl.constexpr, STEPS: tl.constexpr, RANK: tl.constexpr, HALF: tl.constexpr
-):
-    """d phase of every step, summed over its ranks, into [T, S]."""
-    column = pair + tl.arange(0, HALF)
-    out = over_ranks(dphase, STEPS, RANK, HALF).to(dphase_ptr.dtype.element_ty)
-    tl.store(dphase_ptr + t[:, None] * S + column[None, :], out, mask=inside[:, None] & (column < S)[None, :])
-
-
-@triton.jit
-def _store_bias(
-    out_ptr, low, high, pair,
-    N: tl.constexpr, R: tl.constexpr, HALF: tl.constexpr, STEPS: tl.constexpr, RANK: tl.constexpr,
-):  # fmt: skip
-    """The sum over the steps of one head's rows into [R, N]."""
-    n = pair + tl.arange(0, HALF)
-    r = tl.arange(0, RANK)
-    split: tl.constexpr = (N + 1) // 2
-    at = out_ptr + (r * N)[:, None] + n[None, :]
-    low = over_steps(low, STEPS, RANK, HALF)
-    high = over_steps(high, STEPS, RANK, HALF)
-    tl.store(at, low, mask=(r < R)[:, None] & (n < split)[None, :])
-    tl.store(at + split, high, mask=(r < R)[:, None] & (n < N // 2)[None, :])
-
-
-@triton.jit
-def _store_matrix(out_ptr, low, high, row, rank, inside, pair, N: tl.constexpr, G: tl.constexpr, R: tl.constexpr,
-                  HALF: tl.constexpr):  # fmt: skip
-    """Rows into [., R, G, N] of one group."""
-    n = pair + tl.arange(0, HALF)
-    split: tl.constexpr = (N + 1) // 2
-    at = out_ptr + ((row * R + rank) * (G * N))[:, None] + n[None, :]
-    tl.store(at, low, mask=inside[:, None] & (n < split)[None, :])
-    tl.store(at + split, high, mask=inside[:, None] & (n < N // 2)[None, :])
-
-
-@triton.jit
-def _add_same_step(low, high, u0, u1, mix, dy, x, gamma, step, RANK: tl.constexpr, PRECISION: tl.constexpr):
-    """Adds what the ranks of one step give each other, weight gamma; u is the other side, not turned."""
-    if RANK == 1:
-        same = (gamma * tl.sum(dy.to(tl.float32) * x.to(tl.float32), 1))[:, None]
-        low += same * u0
-        high += same * u1
-    else:
-        same = tl.where(step[:, None] == step[None, :], mix * gamma[:, None], 0.0).to(x.dtype)
-        low = tl.dot(same, u0.to(x.dtype), low, input_precision=PRECISION)
-        high = tl.dot(same, u1.to(x.dtype), high, input_precision=PRECISION)
-    return low, high
-
-
-@triton.jit
-def query_gradient_kernel(
-    q_ptr, k_ptr, q_bias_ptr, k_bias_ptr, phase_ptr, x_ptr, expand_ptr, g_ptr, scale_ptr, gamma_ptr,
-    state_ptr, sequence_ptr, dy_ptr, dq_ptr, dbias_ptr, rq_ptr, dphase_ptr, T, H,
-    stride_b, stride_t, stride_h,
-    S: tl.constexpr, P: tl.constexpr, N: tl.constexpr, G: tl.constexpr, R: tl.constexpr, HEADS: tl.constexpr,
-    RANK: tl.constexpr, STEPS: tl.constexpr, BLOCKS: tl.constexpr,
-    HALF: tl.constexpr, PARTS: tl.constexpr, BLOCK_P: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """dQ = W K + e^g (dY S), with W = (dY X^T) o weight; grid (head blocks, chunks * blocks, batch * PARTS).
-
-    A program owns HALF of the pairs of channels. Stores the sum over the head block of the unturned dQ
-    [blocks of a group, B, T, R, G, N], the part of the bias [., H, R, N], <q, dq> [PARTS, B, H, T] and d phase
-    [B, H, T, S].
-    """
-    dtype: tl.constexpr = x_ptr.dtype.element_ty
-    chunk = tl.program_id(1) // BLOCKS
-    block = tl.program_id(1) % BLOCKS
-    chunks = tl.num_programs(1) // BLOCKS
-    batch = (tl.program_id(2) // PARTS).to(tl.int64)
-    pair = (tl.program_id(2) % PARTS) * HALF
-    group = tl.program_id(0) * HEADS // (H // G)
-    m = tl.arange(0, STEPS * RANK)
-    rank = m % RANK
-    start = chunk * STEPS * BLOCKS
-    row = block * STEPS + m // RANK
-    step = start + row
-    inside = (step < T) & (rank < R)
-    t = block * STEPS + tl.arange(0, STEPS)
-    first = batch * T + start
-    q_ptr += first * (R * G * N)
-    k_ptr += first * (R * G * N)
-    dy_ptr += first * (R * H * P)
-    x_ptr += batch * stride_b + start.to(tl.int64) * stride_t
-    part_of_sum = (tl.program_id(2) % PARTS) * (tl.num_programs(2) // PARTS).to(tl.int64) * H * T
-    sum_low = tl.zeros((STEPS * RANK, HALF), tl.float32)
-    sum_high = tl.zeros((STEPS * RANK, HALF), tl.float32)
-    for i in range(HEADS):
-        head = tl.program_id(0) * HEADS + i
-        own = (batch * H + head) * T + start
-        x_head_ptr = x_ptr + head.to(tl.int64) * stride_h
-        g = tl.load(g_ptr + own + row, mask=inside, other=0.0)
-        dy = value_rows(dy_ptr + head * P, None, row, rank, head, inside, R * H * P, H * P, P, R, BLOCK_P)
-        s0, s1 = state_halves(state_ptr + ((batch * H + head) * chunks + chunk) * (N * P), pair, N, P, HALF, BLOCK_P)
-        enter = entering_weight(g, step, sequence_ptr, start, T)[:, None]
-        low = tl.dot(dy, tl.trans(s0), input_precision=PRECISION) * enter
-        high = tl.dot(dy, tl.trans(s1), input_precision=PRECISION) * enter
-        if BLOCKS > 1:
-            for j in range(0, block):
-                row_j = j * STEPS + m // RANK
-                inside_j = (start + row_j < T) & (rank < R)
-                cos_j, sin_j = row_angles(phase_ptr + own * S, row_j, inside_j, pair, S, HALF)
-                e0, e1 = turned_rows(
-                    k_ptr, k_bias_ptr, cos_j, sin_j, row_j, rank, group, head, inside_j, pair, N, G, R, HALF
-                )
-                x_j = value_rows(x_head_ptr, expand_ptr, row_j, rank, head, inside_j, stride_t, 0, P, R, BLOCK_P)
-                g_j = tl.load(g_ptr + own + row_j, mask=inside_j, other=0.0)
-                scale_j = tl.load(scale_ptr + own + row_j, mask=inside_j, other=0.0)
-                v = tl.dot(dy, tl.trans(x_j), input_precision=PRECISION)
-                v *= decay_between(g, g_j, step, start + row_j, sequence_ptr, T) * scale_j[None, :]
-                low = tl.dot(v.to(dtype), e0.to(dtype), low, input_precision=PRECISION)
-                high = tl.dot(v.to(dtype), e1.to(dtype), high, input_precision=PRECISION)
-        x = value_rows(x_head_ptr, expand_ptr, row, rank, head, inside, stride_t, 0, P, R, BLOCK_P)
-        scale = tl.load(scale_ptr + own + row, mask=inside, other=0.0)
-        gamma = tl.load(gamma_ptr + own + row, mask=inside, other=0.0)
-        mix = tl.dot(dy, tl.trans(x), input_precision=PRECISION)
-        w = (mix * decay_between(g, g, step, step, sequence_ptr, T) * scale[None, :]).to(dtype)
-        cos, sin = row_angles(phase_ptr + own * S, row, inside, pair, S, HALF)
-        k0, k1 = turned_rows(k_ptr, k_bias_ptr, cos, sin, row, rank, group, head, inside, pair, N, G, R, HALF)
-        low = tl.dot(w, k0.to(dtype), low, input_precision=PRECISION)
-        high = tl.dot(w, k1.to(dtype), high, input_precision=PRECISION)
-        low, high = low * cos + high * sin, high * cos - low * sin
-        u0, u1 = matrix_rows(q_ptr, q_bias_ptr, row, rank, group, head, inside, pair, N, G, R, HALF)
-        here = t < T - start
-        tl.store(rq_ptr + part_of_sum + own + t, _by_step(tl.sum(u0 * low + u1 * high, 1), STEPS, RANK), mask=here)
-        _store_phase(dphase_ptr + own * S, u0 * high - u1 * low, t, here, pair, S, STEPS, RANK, HALF)
-        u0, u1 = matrix_rows(k_ptr, k_bias_ptr, row, rank, group, head, inside, pair, N, G, R, HALF)
-        low, high = _add_same_step(low, high, u0, u1, mix, dy, x, gamma, step, RANK, PRECISION)
-        part = (batch * tl.num_programs(1) + tl.program_id(1)) * H + head
-        _store_bias(dbias_ptr + part * (R * N), low, high, pair, N, R, HALF, STEPS, RANK)
-        sum_low += low
-        sum_high += high
-    place = (tl.program_id(0) % (tl.num_programs(0) // G)) * (tl.num_programs(2) // PARTS) + batch
-    dq_ptr += (place * T + start) * (R * G * N) + group * N
-    _store_matrix(dq_ptr, sum_low, sum_high, row, rank, inside, pair, N, G, R, HALF)
-
-
-@triton.jit
-def key_gradient_kernel(
-    q_ptr, k_ptr, q_bias_ptr, k_bias_ptr, phase_ptr, x_ptr, expand_ptr, g_ptr, scale_ptr, gamma_ptr,
-    dend_ptr, sequence_ptr, dy_ptr, dk_ptr, dbias_ptr, dscale_ptr, dphase_ptr, T, H,
-    stride_b, stride_t, stride_h,
-    S: tl.constexpr, P: tl.constexpr, N: tl.constexpr, G: tl.constexpr, R: tl.constexpr, HEADS: tl.constexpr,
-    RANK: tl.constexpr, STEPS: tl.constexpr, BLOCKS: tl.constexpr,
-    HALF: tl.constexpr, PARTS: tl.constexpr, BLOCK_P: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """dK = scale (W^T Q + e^{g_end - g} (X dS)), with W = (dY X^T) o decay; grid and outputs as for the queries.
-
-    Instead of <q, dq> it stores d scale [PARTS, B, H, T] = <k, dK> / scale.
-    """
-    dtype: tl.constexpr = x_ptr.dtype.element_ty
-    chunk = tl.program_id(1) // BLOCKS
-    block = tl.program_id(1) % BLOCKS
-    chunks = tl.num_programs(1) // BLOCKS
-    batch = (tl.program_id(2) // PARTS).to(tl.int64)
-    pair = (tl.program_id(2) % PARTS) * HALF
-    group = tl.program_id(0) * HEADS // (H // G)
-    m = tl.arange(0, STEPS * RANK)
-    rank = m % RANK
-    start = chunk * STEPS * BLOCKS
-    end = tl.minimum(start + STEPS * BLOCKS, T) - 1
-    row = block * STEPS + m // RANK
-    step = start + row
-    inside = (step < T) & (rank < R)
-    t = block * STEPS + tl.arange(0, STEPS)
-    first = batch * T + start
-    q_ptr += first * (R * G * N)
-    k_ptr += first * (R * G * N)
-    dy_ptr += first * (R * H * P)
-    x_ptr += batch * stride_b + start.to(tl.int64) * stride_t
-    part_of_sum = (tl.program_id(2) % PARTS) * (tl.num_programs(2) // PARTS).to(tl.int64) * H * T
-    sum_low = tl.zeros((STEPS * RANK, HALF), tl.float32)
-    sum_high = tl.zeros((STEPS * RANK, HALF), tl.float32)
-    for i in range(HEADS):
-        head = tl.program_id(0) * HEADS + i
-        own = (batch * H + head) * T + start
-        x_head_ptr = x_ptr + head.to(tl.int64) * stride_h
-        g = tl.load(g_ptr + own + row, mask=inside, other=0.0)
-        x = value_rows(x_head_ptr, expand_ptr, row, rank, head, inside, stride_t, 0, P, R, BLOCK_P)
-        e0, e1 = state_halves(dend_ptr + ((batch * H + head) * chunks + chunk) * (N * P), pair, N, P, HALF, BLOCK_P)
-        leave = leaving_weight(g, tl.load(g_ptr + own + end - start), step, sequence_ptr, end, T)[:, None]
-        low = tl.dot(x, tl.trans(e0), input_precision=PRECISION) * leave
-        high = tl.dot(x, tl.trans(e1), input_precision=PRECISION) * leave
-        if BLOCKS > 1:
-            for j in range(block + 1, BLOCKS):
-                row_i = j * STEPS + m // RANK
-                inside_i = (start + row_i < T) & (rank < R)
-                cos_i, sin_i = row_angles(phase_ptr + own * S, row_i, inside_i, pair, S, HALF)
-                r0, r1 = turned_rows(
-                    q_ptr, q_bias_ptr, cos_i, sin_i, row_i, rank, group, head, inside_i, pair, N, G, R, HALF
-                )
-                dy_i = value_rows(dy_ptr + head * P, None, row_i, rank, head, inside_i, R * H * P, H * P, P, R, BLOCK_P)
-                g_i = tl.load(g_ptr + own + row_i, mask=inside_i, other=0.0)
-                v = tl.dot(x, tl.trans(dy_i), input_precision=PRECISION)
-                v *= decay_to(g, g_i, step, start + row_i, sequence_ptr, T)
-                low = tl.dot(v.to(dtype), r0.to(dtype), low, input_precision=PRECISION)
-                high = tl.dot(v.to(dtype), r1.to(dtype), high, input_precision=PRECISION)
-        dy = value_rows(dy_ptr + head * P, None, row, rank, head, inside, R * H * P, H * P, P, R, BLOCK_P)
-        scale = tl.load(scale_ptr + own + row, mask=inside, other=0.0)
-        gamma = tl.load(gamma_ptr + own + row, mask=inside, other=0.0)
-        # transposed tiles: rows are the keys j, columns the queries i
-        mix = tl.dot(x, tl.trans(dy), input_precision=PRECISION)
-        w = (mix * decay_to(g, g, step, step, sequence_ptr, T)).to(dtype)
-        cos, sin = row_angles(phase_ptr + own * S, row, inside, pair, S, HALF)
-        q0, q1 = turned_rows(q_ptr, q_bias_ptr, cos, sin, row, rank, group, head, inside, pair, N, G, R, HALF)
-        low = tl.dot(w, q0.to(dtype), low, input_precision=PRECISION)
-        high = tl.dot(w, q1.to(dtype), high, input_precision=PRECISION)
-        low, high = low * cos + high * sin, high * cos - low * sin
-        u0, u1 = matrix_rows(k_ptr, k_bias_ptr, row, rank, group, head, inside, pair, N, G, R, HALF)
-        here = t < T - start
-        tl.store(dscale_ptr + part_of_sum + own + t, _by_step(tl.sum(u0 * low + u1 * high, 1), STEPS, RANK), mask=here)
-        low *= scale[:, None]
-        high *= scale[:, None]
-        _store_phase(dphase_ptr + own * S, u0 * high - u1 * low, t, here, pair, S, STEPS, RANK, HALF)
-        u0, u1 = matrix_rows(q_ptr, q_bias_ptr, row, rank, group, head, inside, pair, N, G, R, HALF)
-        low, high = _add_same_step(low, high, u0, u1, mix, dy, x, gamma, step, RANK, PRECISION)
-        part = (batch * tl.num_programs(1) + tl.program_id(1)) * H + head
-        _store_bias(dbias_ptr + part * (R * N), low, high, pair, N, R, HALF, STEPS, RANK)
-        sum_low += low
-        sum_high += high
-    place = (tl.program_id(0) % (tl.num_programs(0) // G)) * (tl.num_programs(2) // PARTS) + batch
-    dk_ptr += (place * T + start) * (R * G * N) + group * N
-    _store_matrix(dk_ptr, sum_low, sum_high, row, rank, inside, pair, N, G, R, HALF)
+def _turning(matrix, gradient, M: tl.constexpr, HALF: tl.constexpr):
+    """What a turn of the rows changes, [M, HALF]: u_0 du_1 - u_1 du_0 of each pair."""
+    u0, u1 = pair_parts(matrix, M, HALF)
+    d0, d1 = pair_parts(gradient, M, HALF)
+    return u0.to(tl.float32) * d1 - u1.to(tl.float32) * d0
 
 
 @triton.jit
 def value_gradient_kernel(
-    q_ptr, k_ptr, q_bias_ptr, k_bias_ptr, phase_ptr, x_ptr, expand_ptr, g_ptr, scale_ptr, gamma_ptr, skip_ptr,
-    dend_ptr, sequence_ptr, dy_ptr, dx_ptr, dexpand_ptr, dgamma_ptr, T, H, stride_b, stride_t, stride_h,
+    q_ptr, k_ptr, q_bias_ptr, k_bias_ptr, phase_ptr, x_ptr, z_ptr, expand_x_ptr, expand_z_ptr, combine_ptr,
+    g_ptr, scale_ptr, gamma_ptr, skip_ptr, start_ptr, dend_ptr, sequence_ptr, dout_ptr, dy_ptr,
+    dx_ptr, dz_ptr, rq_ptr, dscale_ptr, dgamma_ptr, dskip_ptr, dexpand_x_ptr, dexpand_z_ptr, dcombine_ptr, T, H,
+    x_stride_b, x_stride_t, x_stride_h, z_stride_b, z_stride_t, z_stride_h,
     S: tl.constexpr, P: tl.constexpr, N: tl.constexpr, G: tl.constexpr, R: tl.constexpr,
-    RANK: tl.constexpr, STEPS: tl.constexpr, BLOCKS: tl.constexpr,
-    HALF: tl.constexpr, PARTS: tl.constexpr, BLOCK_P: tl.constexpr, PRECISION: tl.constexpr,
+    RANK: tl.constexpr, STEPS: tl.constexpr, HALF: tl.constexpr, PARTS: tl.constexpr, BLOCK_P: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """dX = M^T dY + scale e^{g_end - g} (K dS) + D dY, M the mixing matrix; grid (heads, chunks * blocks, batch).
+    """Grid (heads, chunks, batch). Takes the states before each chunk and the gradients of those after it.
 
-    Stores dx [B, T, H, P], d gamma [B, H, T] and the part of the expansion [., H, R, P].
+    Stores dx and dz [B, T, H, P] (dz only with `dout_ptr`: a norm's kernel stored it otherwise); <q, dq>, <k, dk> /
+    scale, and d gamma [B, H, T]; and one partial sum for each program (the first axis is batch * chunks): dskip
+    [., H], the expansions and the combination [., H, R, P].
     """
     dtype: tl.constexpr = x_ptr.dtype.element_ty
+    M: tl.constexpr = STEPS * RANK
+    N2: tl.constexpr = 2 * ((N + 1) // 2)
     head = tl.program_id(0)
-    chunk = tl.program_id(1) // BLOCKS
-    block = tl.program_id(1) % BLOCKS
-    chunks = tl.num_programs(1) // BLOCKS
+    chunk = tl.program_id(1)
     batch = tl.program_id(2).to(tl.int64)
     group = head // (H // G)
-    m = tl.arange(0, STEPS * RANK)
+    m = tl.arange(0, M)
     rank = m % RANK
-    start = chunk * STEPS * BLOCKS
-    end = tl.minimum(start + STEPS * BLOCKS, T) - 1
-    row = block * STEPS + m // RANK
+    row = m // RANK
+    start = chunk * STEPS
+    end = tl.minimum(start + STEPS, T) - 1
     step = start + row
     inside = (step < T) & (rank < R)
+    t = tl.arange(0, STEPS)
+    here = t < T - start
     p = tl.arange(0, BLOCK_P)
     own = (batch * H + head) * T + start
     first = batch * T + start
+    partial = (batch * tl.num_programs(1) + chunk) * H + head
+    border = ((batch * H + head) * tl.num_programs(1) + chunk) * (N2 * P)
     q_ptr += first * (R * G * N)
     k_ptr += first * (R * G * N)
-    dy_ptr += (first * R * H + head) * P
-    x_ptr += batch * stride_b + start.to(tl.int64) * stride_t + head.to(tl.int64) * stride_h
+    phase_ptr += own * S
+    x_ptr += batch * x_stride_b + start.to(tl.int64) * x_stride_t + head.to(tl.int64) * x_stride_h
+
+    ask_for_state(start_ptr + border, N2, P)
+    ask_for_state(dend_ptr + border, N2, P)
+    within = tl.where(inside, row, 0)
+    ask_for(x_ptr + within * x_stride_t)
+    ask_for(dy_ptr + (first * R * H + head) * P + (within * R + tl.minimum(rank, R - 1)) * (H * P))
+    if dout_ptr is not None:
+        ask_for(dout_ptr + (first * H + head) * P + within * (H * P))
+        z_ptr += batch * z_stride_b + start.to(tl.int64) * z_stride_t + head.to(tl.int64) * z_stride_h
+        ask_for(z_ptr + within * z_stride_t)
+    dots = tl.zeros((M, M), tl.float32)
+    for part in tl.static_range(PARTS):
+        k0, k1 = matrix_rows(k_ptr, k_bias_ptr, row, rank, group, head, inside, part * HALF, N, G, R, HALF)
+        q0, q1 = matrix_rows(q_ptr, q_bias_ptr, row, rank, group, head, inside, part * HALF, N, G, R, HALF)
+        cos, sin = row_angles(phase_ptr, row, inside, part * HALF, S, HALF)
+        k = turned(k0, k1, cos, sin, dtype, M, HALF)
+        q = turned(q0, q1, cos, sin, dtype, M, HALF)
+        dots = tl.dot(q, tl.trans(k), dots, input_precision=PRECISION)
+
+    x = value_rows(x_ptr, expand_x_ptr, row, rank, head, inside, x_stride_t, 0, P, R, BLOCK_P)
+    dy = dy_rows(dy_ptr, first, row, rank, head, inside, H, P, R, BLOCK_P)
     g = tl.load(g_ptr + own + row, mask=inside, other=0.0)
     scale = tl.load(scale_ptr + own + row, mask=inside, other=0.0)
     gamma = tl.load(gamma_ptr + own + row, mask=inside, other=0.0)
-    # transposed tiles: rows are the keys j, columns the queries i
-    dots = tl.zeros((STEPS * RANK, STEPS * RANK), tl.float32)
-    dx = tl.zeros((STEPS * RANK, BLOCK_P), tl.float32)
-    for channels in tl.static_range(PARTS):
-        cos, sin = row_angles(phase_ptr + own * S, row, inside, channels * HALF, S, HALF)
-        k0, k1 = turned_rows(
-            k_ptr, k_bias_ptr, cos, sin, row, rank, group, head, inside, channels * HALF, N, G, R, HALF
-        )
-        k0 = k0.to(dtype)
-        k1 = k1.to(dtype)
-        q0, q1 = turned_rows(
-            q_ptr, q_bias_ptr, cos, sin, row, rank, group, head, inside, channels * HALF, N, G, R, HALF
-        )
-        dots = tl.dot(k0, tl.trans(q0.to(dtype)), dots, input_precision=PRECISION)
-        dots = tl.dot(k1, tl.trans(q1.to(dtype)), dots, input_precision=PRECISION)
-        e0, e1 = state_halves(
-            dend_ptr + ((batch * H + head) * chunks + chunk) * (N * P), channels * HALF, N, P, HALF, BLOCK_P
-        )
-        dx = tl.dot(k0, e0, dx, input_precision=PRECISION)
-        dx = tl.dot(k1, e1, dx, input_precision=PRECISION)
-    leave = leaving_weight(g, tl.load(g_ptr + own + end - start), step, sequence_ptr, end, T)
-    dx *= (leave * scale)[:, None]
-    dy = value_rows(dy_ptr, None, row, rank, head, inside, R * H * P, H * P, P, R, BLOCK_P)
+    skip = tl.load(skip_ptr + head)
+    tl.store(dskip_ptr + partial, tl.sum(tl.sum(dy.to(tl.float32) * x.to(tl.float32), 1), 0))
+    decay = decay_between(g, step, sequence_ptr, T)
     equal = step[:, None] == step[None, :]
-    weight = decay_to(g, g, step, step, sequence_ptr, T) * scale[:, None]
-    weight += tl.where(equal, gamma[:, None], 0.0)
-    dx = tl.dot((dots * weight).to(dtype), dy, dx, input_precision=PRECISION)
-    x = value_rows(x_ptr, expand_ptr, row, rank, head, inside, stride_t, 0, P, R, BLOCK_P)
-    if RANK == 1:
-        dgamma = tl.sum(tl.where(equal, dots, 0.0), 1) * tl.sum(dy.to(tl.float32) * x.to(tl.float32), 1)
-    else:
-        dgamma = tl.sum(tl.where(equal, dots * tl.dot(x, tl.trans(dy), input_precision=PRECISION), 0.0), 1)
-    if BLOCKS > 1:
-        for j in range(block + 1, BLOCKS):
-            row_i = j * STEPS + m // RANK
-            inside_i = (start + row_i < T) & (rank < R)
-            between = tl.zeros((STEPS * RANK, STEPS * RANK), tl.float32)
-            for channels in tl.static_range(PARTS):
-                cos_j, sin_j = row_angles(phase_ptr + own * S, row, inside, channels * HALF, S, HALF)
-                c0, c1 = turned_rows(
-                    k_ptr, k_bias_ptr, cos_j, sin_j, row, rank, group, head, inside, channels * HALF, N, G, R, HALF
-                )
-                cos_i, sin_i = row_angles(phase_ptr + own * S, row_i, inside_i, channels * HALF, S, HALF)
-                r0, r1 = turned_rows(
-                    q_ptr, q_bias_ptr, cos_i, sin_i, row_i, rank, group, head, inside_i, channels * HALF, N, G, R, HALF
-                )
-                between = tl.dot(c0.to(dtype), tl.trans(r0.to(dtype)), between, input_precision=PRECISION)
-                between = tl.dot(c1.to(dtype), tl.trans(r1.to(dtype)), between, input_precision=PRECISION)
-            dy_i = value_rows(dy_ptr, None, row_i, rank, head, inside_i, R * H * P, H * P, P, R, BLOCK_P)
-            g_i = tl.load(g_ptr + own + row_i, mask=inside_i, other=0.0)
-            later = decay_to(g, g_i, step, start + row_i, sequence_ptr, T) * scale[:, None]
-            dx = tl.dot((between * later).to(dtype), dy_i, dx, input_precision=PRECISION)
-    t = block * STEPS + tl.arange(0, STEPS)
-    here = t < T - start
-    tl.store(dgamma_ptr + own + t, _by_step(dgamma, STEPS, RANK), mask=here)
-    dx += tl.load(skip_ptr + head) * dy.to(tl.float32)
-    if expand_ptr is not None:
-        plain = value_rows(x_ptr, None, row, rank, head, inside, stride_t, 0, P, R, BLOCK_P).to(tl.float32)
-        r = tl.arange(0, RANK)
-        part = (batch * tl.num_programs(1) + tl.program_id(1)) * H + head
-        at = dexpand_ptr + (part * R + r)[:, None] * P + p[None, :]
-        dexpand = over_steps(dx * plain, STEPS, RANK, BLOCK_P)
-        tl.store(at, dexpand, mask=(r < R)[:, None] & (p < P)[None, :])
+    mixing = (dots * (decay * scale[None, :] + tl.where(equal, gamma[:, None], 0.0))).to(dtype)
+    products = tl.dot(dy, tl.trans(x), input_precision=PRECISION) * dots
+    tl.store(dgamma_ptr + own + t, by_step(tl.sum(tl.where(equal, products, 0.0), 1), STEPS, RANK), mask=here)
+    products *= decay
+    dscale = tl.sum(products, 0)
+    rq = tl.sum(products * scale[None, :], 1)
+
+    y = tl.zeros((M, BLOCK_P), tl.float32)
+    for part in tl.static_range(PARTS):
+        if PARTS > 1:
+            cos, sin = row_angles(phase_ptr, row, inside, part * HALF, S, HALF)
+            q0, q1 = matrix_rows(q_ptr, q_bias_ptr, row, rank, group, head, inside, part * HALF, N, G, R, HALF)
+            q = turned(q0, q1, cos, sin, dtype, M, HALF)
+        y = tl.dot(q, state_tile(start_ptr + border, part * HALF, N2, P, HALF, BLOCK_P), y, input_precision=PRECISION)
+    y *= entering_weight(g, step, sequence_ptr, start, T)[:, None]
+    tl.store(rq_ptr + own + t, by_step(rq + tl.sum(dy.to(tl.float32) * y, 1), STEPS, RANK), mask=here)
+    if dout_ptr is not None:
+        y = tl.dot(mixing, x, y, input_precision=PRECISION) + skip * x.to(tl.float32)
+        store_gate_gradients(
+            y, dout_ptr, z_ptr, expand_z_ptr, combine_ptr, dz_ptr, dexpand_z_ptr, dcombine_ptr, first, partial,
+            row, rank, t, head, inside, here, H, z_stride_t, P, R, STEPS, RANK, BLOCK_P,
+        )  # fmt: skip
+
+    dx = tl.zeros((M, BLOCK_P), tl.float32)
+    for part in tl.static_range(PARTS):
+        if PARTS > 1:
+            cos, sin = row_angles(phase_ptr, row, inside, part * HALF, S, HALF)
+            k0, k1 = matrix_rows(k_ptr, k_bias_ptr, row, rank, group, head, inside, part * HALF, N, G, R, HALF)
+            k = turned(k0, k1, cos, sin, dtype, M, HALF)
+        dx = tl.dot(k, state_tile(dend_ptr + border, part * HALF, N2, P, HALF, BLOCK_P), dx, input_precision=PRECISION)
+    dx *= leaving_weight(g, tl.load(g_ptr + own + end - start), step, sequence_ptr, end, T)[:, None]
+    dscale += tl.sum(x.to(tl.float32) * dx, 1)
+    tl.store(dscale_ptr + own + t, by_step(dscale, STEPS, RANK), mask=here)
+    dx = tl.dot(tl.trans(mixing), dy, dx * scale[:, None], input_precision=PRECISION) + skip * dy.to(tl.float32)
+    if expand_x_ptr is not None:
+        plain = value_rows(x_ptr, None, row, rank, head, inside, x_stride_t, 0, P, R, BLOCK_P).to(tl.float32)
+        store_by_rank(dexpand_x_ptr, partial, dx * plain, STEPS, RANK, R, P, BLOCK_P)
         vector = ((head * R + rank) * P)[:, None] + p[None, :]
-        dx *= tl.load(expand_ptr + vector, mask=inside[:, None] & (p < P)[None, :], other=0.0)
+        dx *= tl.load(expand_x_ptr + vector, mask=inside[:, None] & (p < P)[None, :], other=0.0)
     dx = over_ranks(dx, STEPS, RANK, BLOCK_P)
-    out = dx_ptr + (first * H + head) * P + (t * H)[:, None] * P + p[None, :]
-    tl.store(out, dx.to(dx_ptr.dtype.element_ty), mask=here[:, None] & (p < P)[None, :])
+    at = dx_ptr + (first * H + head) * P + (t * H)[:, None] * P + p[None, :]
+    tl.store(at, dx.to(dx_ptr.dtype.element_ty), mask=here[:, None] & (p < P)[None, :])
+
+
+@triton.jit
+def matrix_gradient_kernel(
+    q_ptr, k_ptr, q_bias_ptr, k_bias_ptr, phase_ptr, x_ptr, expand_x_ptr, g_ptr, scale_ptr, gamma_ptr,
+    start_ptr, dend_ptr, sequence_ptr, dy_ptr, dq_ptr, dk_ptr, dphase_ptr, T, H, stride_b, stride_t, stride_h,
+    S: tl.constexpr, P: tl.constexpr, N: tl.constexpr, G: tl.constexpr, R: tl.constexpr,
+    RANK: tl.constexpr, STEPS: tl.constexpr, HALF: tl.constexpr, PARTS: tl.constexpr, BLOCK_P: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Each head's turned dq and dk [B, T, R, H, N2] and d phase [B, H, T, S]; grid (heads, chunks, batch * PARTS)."""
+    dtype: tl.constexpr = x_ptr.dtype.element_ty
+    M: tl.constexpr = STEPS * RANK
+    N2: tl.constexpr = 2 * ((N + 1) // 2)
+    head = tl.program_id(0)
+    chunk = tl.program_id(1)
+    batch = (tl.program_id(2) // PARTS).to(tl.int64)
+    pair = (tl.program_id(2) % PARTS) * HALF
+    group = head // (H // G)
+    m = tl.arange(0, M)
+    rank = m % RANK
+    row = m // RANK
+    start = chunk * STEPS
+    end = tl.minimum(start + STEPS, T) - 1
+    step = start + row
+    inside = (step < T) & (rank < R)
+    t = tl.arange(0, STEPS)
+    own = (batch * H + head) * T + start
+    first = batch * T + start
+    border = ((batch * H + head) * tl.num_programs(1) + chunk) * (N2 * P)
+    x_ptr += batch * stride_b + start.to(tl.int64) * stride_t + head.to(tl.int64) * stride_h
+    x = value_rows(x_ptr, expand_x_ptr, row, rank, head, inside, stride_t, 0, P, R, BLOCK_P)
+    dy = dy_rows(dy_ptr, first, row, rank, head, inside, H, P, R, BLOCK_P)
+    k0, k1 = matrix_rows(k_ptr + first * (R * G * N), k_bias_ptr, row, rank, group, head, inside, pair, N, G, R, HALF)
+    q0, q1 = matrix_rows(q_ptr + first * (R * G * N), q_bias_ptr, row, rank, group, head, inside, pair, N, G, R, HALF)
+    cos, sin = row_angles(phase_ptr + own * S, row, inside, pair, S, HALF)
+    k = turned(k0, k1, cos, sin, dtype, M, HALF)
+    q = turned(q0, q1, cos, sin, dtype, M, HALF)
+    g = tl.load(g_ptr + own + row, mask=inside, other=0.0)
+    scale = tl.load(scale_ptr + own + row, mask=inside, other=0.0)
+    gamma = tl.load(gamma_ptr + own + row, mask=inside, other=0.0)
+    weight = decay_between(g, step, sequence_ptr, T) * scale[None, :]
+    weight += tl.where(step[:, None] == step[None, :], gamma[:, None], 0.0)
+    w = (tl.dot(dy, tl.trans(x), input_precision=PRECISION) * weight).to(dtype)
+
+    state = state_tile(start_ptr + border, pair, N2, P, HALF, BLOCK_P)
+    dq = tl.dot(dy, tl.trans(state), input_precision=PRECISION)
+    dq *= entering_weight(g, step, sequence_ptr, start, T)[:, None]
+    dq = tl.dot(w, k, dq, input_precision=PRECISION)
+    _store_rows(dq_ptr + first * (R * H * N2), dq, row, rank, head, inside, pair, H, N2, R, HALF)
+    dphase = _turning(q, dq, M, HALF)
+    dstate = state_tile(dend_ptr + border, pair, N2, P, HALF, BLOCK_P)
+    dk = tl.dot(x, tl.trans(dstate), input_precision=PRECISION)
+    leave = leaving_weight(g, tl.load(g_ptr + own + end - start), step, sequence_ptr, end, T)
+    dk *= (leave * scale)[:, None]
+    dk = tl.dot(tl.trans(w), q, dk, input_precision=PRECISION)
+    _store_rows(dk_ptr + first * (R * H * N2), dk, row, rank, head, inside, pair, H, N2, R, HALF)
+    dphase += _turning(k, dk, M, HALF)
+    dphase = over_ranks(dphase, STEPS, RANK, HALF)
+    column = pair + tl.arange(0, HALF)
+    mask = (t < T - start)[:, None] & (column < S)[None, :]
+    tl.store(dphase_ptr + own * S + t[:, None] * S + column[None, :], dphase, mask=mask)
+
+
+@triton.jit
+def over_heads_kernel(
+    head_ptr, phase_ptr, out_ptr, bias_ptr, T, H,
+    S: tl.constexpr, N: tl.constexpr, G: tl.constexpr, R: tl.constexpr,
+    RANK: tl.constexpr, STEPS: tl.constexpr, HALF: tl.constexpr,
+):  # fmt: skip
+    """Turns dq or dk [B, T, R, H, N2] back and sums it over the heads of a group, and over steps for the biases.
+
+    Grid (step blocks, groups * parts of the channels, batch); one warp a program, so that sums over steps need no
+    barrier. Stores [B, T, R, G, N], and the bias's part of each program, fp32 [batch * blocks, H, R, N].
+    """
+    M: tl.constexpr = STEPS * RANK
+    N2: tl.constexpr = 2 * ((N + 1) // 2)
+    split: tl.constexpr = (N + 1) // 2
+    batch = tl.program_id(2).to(tl.int64)
+    group = tl.program_id(1) % G
+    pair = (tl.program_id(1) // G) * HALF
+    m = tl.arange(0, M)
+    rank = m % RANK
+    row = m // RANK
+    start = tl.program_id(0) * STEPS
+    inside = (start + row < T) & (rank < R)
+    first = batch * T + start
+    n = pair + tl.arange(0, HALF)
+    n2 = 2 * pair + tl.arange(0, 2 * HALF)
+    r = tl.arange(0, RANK)
+    head_ptr += first * (R * H * N2)
+    bias_ptr += (batch * tl.num_programs(0) + tl.program_id(0)) * H * (R * N)
+    known = inside[:, None] & (n2 < N2)[None, :]
+    low_of_rank = (r < R)[:, None] & (n < split)[None, :]
+    high_of_rank = (r < R)[:, None] & (n < N // 2)[None, :]
+    sum_low = tl.zeros((M, HALF), tl.float32)
+    sum_high = tl.zeros((M, HALF), tl.float32)
+    for head in range(group * (H // G), (group + 1) * (H // G)):
+        at = head_ptr + (((row * R + rank) * H + head) * N2)[:, None] + n2[None, :]
+        d0, d1 = pair_parts(tl.load(at, mask=known, other=0.0).to(tl.float32), M, HALF)
+        cos, sin = row_angles(phase_ptr + ((batch * H + head) * T + start) * S, row, inside, pair, S, HALF)
+        low = d0 * cos + d1 * sin
+        high = d1 * cos - d0 * sin
+        out = bias_ptr + ((head * R + r) * N)[:, None] + n[None, :]
+        tl.store(out, over_steps(low, STEPS, RANK, HALF), mask=low_of_rank)
+        tl.store(out + split, over_steps(high, STEPS, RANK, HALF), mask=high_of_rank)
+        sum_low += low
+        sum_high += high
+    at = out_ptr + first * (R * G * N) + (((row * R + rank) * G + group) * N)[:, None] + n[None, :]
+    kind: tl.constexpr = out_ptr.dtype.element_ty
+    tl.store(at, sum_low.to(kind), mask=inside[:, None] & (n < split)[None, :])
+    tl.store(at + split, sum_high.to(kind), mask=inside[:, None] & (n < N // 2)[None, :])

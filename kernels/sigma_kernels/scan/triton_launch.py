@@ -20,38 +20,35 @@ class Launch:
 
 @dataclass(frozen=True)
 class Tiles:
-    """Steps of a row block and row blocks of a chunk; heads of one program; how each kernel is launched."""
+    """Steps of a chunk, heads of one program of the phases, and how each kernel is launched."""
 
     steps: int
-    blocks: int
     heads_phase: int
-    heads_matrix: int
     outer: Launch
     output: Launch
-    output_backward: Launch
     value: Launch
     matrix: Launch
+    over_heads: Launch = Launch(1)
     phase: Launch = Launch()
     phase_backward: Launch = Launch()
     state_pass: Launch = Launch()
-    pairs: int = 64  # pairs of channels of one program in the gradients of q and k
-    pairs_inside: int = 64  # of one tile where channels are summed: the output and the gradient of x
-    pairs_outer: int = 128  # of one program of the states
+    pairs: int = 64  # of channels in one tile
+    pairs_32: int = 32  # the same for fp32, which takes twice the shared memory
+    sum_rows: int = 8  # of one program of the sums over heads
 
 
-ROWS = 64  # rows of a block: the height of the tensor cores' tiles with four warps
+ROWS = 64  # rows of a chunk: the height of the tensor cores' tiles with four warps
 
 
 def padded_rank(rank: int) -> int:
-    """The next power of two: a row block holds whole steps."""
+    """The next power of two: a chunk holds whole steps."""
     return 1 << (rank - 1).bit_length()
 
 
 WARPGROUPS: dict[str, Any] = {
     "outer": Launch(4, 128),
     "output": Launch(4, 168),
-    "output_backward": Launch(4, 168),
-    "value": Launch(4, 168),
+    "value": Launch(4, None),
     "matrix": Launch(4),
 }
 """With the matrix products of sm_90 and sm_100, whose operands lie in shared memory. Measured on sm_90 at rank 1."""
@@ -60,13 +57,11 @@ WARPS: dict[str, Any] = dict.fromkeys(WARPGROUPS, Launch(8))
 """With operands in registers (sm_80, 86, 89, 120): twice the warps, so that they fit. Unmeasured."""
 
 
-def tiles_of(rank: int, heads: int, groups: int, capability: int) -> Tiles:
-    """The tiles for a shape and `sm_<capability>`. States are kept every 64 steps for SISO, 32 for rank 4."""
+def tiles_of(rank: int, heads: int, capability: int) -> Tiles:
+    """The tiles for a shape and `sm_<capability>`. States are kept every 64 steps for SISO, 16 for rank 4 and more."""
     return Tiles(
         steps=max(16, ROWS // padded_rank(rank)),
-        blocks=2 if rank >= 4 else 1,
-        heads_phase=_divisor(heads, 4),
-        heads_matrix=_divisor(heads // groups, 8),
+        heads_phase=_divisor(heads, 8),
         **(WARPGROUPS if capability in (90, 100) else WARPS),
     )
 

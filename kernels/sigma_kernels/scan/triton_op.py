@@ -22,7 +22,8 @@ from sigma_kernels.scan.prepare import (
     half_turns,
 )
 from sigma_kernels.scan.state import Mamba3State, Mimo
-from sigma_kernels.scan.triton_scan import Inputs, ScanFn
+from sigma_kernels.scan.triton_call import Inputs
+from sigma_kernels.scan.triton_scan import ScanFn
 
 
 def mamba3_scan_triton(

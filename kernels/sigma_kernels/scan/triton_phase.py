@@ -29,7 +29,7 @@ def _theta(angle_ptr, row, pair, stride, mask):
 @triton.jit
 def phase_forward_kernel(
     angle_ptr, dt_ptr, log_decay_ptr, phase_ptr, total_ptr, g_ptr, T, H, S, stride_angle,
-    HEADS: tl.constexpr, BLOCK_S: tl.constexpr, STEPS: tl.constexpr,
+    HEADS: tl.constexpr, BLOCK_S: tl.constexpr, STEPS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Grid (chunks, batch, head blocks). Reads the angle [B * T, S] and fp32 dt and log decay [B, H, T].
 
@@ -42,7 +42,7 @@ def phase_forward_kernel(
     inside = step < T
     turning = inside[:, None] & (pair < S)[None, :]
     theta = _theta(angle_ptr, batch * T + step, pair, stride_angle, turning)
-    for i in range(HEADS):
+    for i in tl.range(0, HEADS, num_stages=STAGES):
         head = tl.program_id(2) * HEADS + i
         own = (batch * H + head) * T + step
         dt = tl.load(dt_ptr + own, mask=inside, other=0.0)
@@ -61,17 +61,31 @@ def phase_forward_kernel(
 
 
 @triton.jit
+def _product(ones, x, EXACT: tl.constexpr):
+    """A 0/1 matrix times x: in fp32, or with x as the sum of two bf16 numbers (within 2^-17), which is faster."""
+    if EXACT:
+        out = tl.dot(ones, x, input_precision="tf32x3")
+    else:
+        upper = x.to(tl.bfloat16)
+        lower = (x - upper.to(tl.float32)).to(tl.bfloat16)
+        out = tl.dot(ones.to(tl.bfloat16), upper)
+        out = tl.dot(ones.to(tl.bfloat16), lower, out)
+    return out
+
+
+@triton.jit
 def phase_backward_kernel(
-    angle_ptr, dt_ptr, scale_ptr, sequence_ptr, rq_ptr, dscale_ptr, dphase_q_ptr, dphase_k_ptr,
+    angle_ptr, dt_ptr, scale_ptr, sequence_ptr, rq_ptr, dscale_ptr, dphase_ptr,
     decay_restart_ptr, phase_restart_ptr, dlog_decay_ptr, ddt_ptr, dtheta_ptr,
-    T, H, S, stride_angle, parts, restart_blocks,
-    HEADS: tl.constexpr, BLOCK_S: tl.constexpr, STEPS: tl.constexpr, BLOCK_RESTART: tl.constexpr,
+    T, H, S, stride_angle, restart_blocks,
+    HEADS: tl.constexpr, BLOCK_S: tl.constexpr, STEPS: tl.constexpr, BLOCK_RESTART: tl.constexpr, EXACT: tl.constexpr,
+    STAGES: tl.constexpr,
 ):  # fmt: skip
     """Suffix sums of the chunk, restarted at its end from the states' own products (the global sum cancels in bf16).
 
-    d log_decay_t = sum_{s >= t} (<q_s, dq_s> - <k_s, dk_s>) + <S, dS> after the chunk; the phase likewise. <q, dq> and
-    d scale come in `parts` parts [parts, B, H, T]. Writes d log decay and the phase's share of d dt, fp32 [B, H, T],
-    and d angle for each head block, fp32 [blocks, B, T, S]. Grid (chunks, batch, head blocks).
+    d log_decay_t = sum_{s >= t} (<q_s, dq_s> - <k_s, dk_s>) + <S, dS> after the chunk; the phase likewise. Writes d log
+    decay and the phase's share of d dt, fp32 [B, H, T], and d angle for each head block, fp32 [blocks, B, T, S]. Grid
+    (chunks, batch, head blocks).
     """
     chunk = tl.program_id(0)
     batch = tl.program_id(1).to(tl.int64)
@@ -92,25 +106,19 @@ def phase_backward_kernel(
     sums = tl.where(ahead, 1.0, 0.0)
     theta = _theta(angle_ptr, batch * T + step, pair, stride_angle, turning)
     dtheta = tl.zeros((STEPS, BLOCK_S), tl.float32)
-    for i in range(HEADS):
+    for i in tl.range(0, HEADS, num_stages=STAGES):
         head = tl.program_id(2) * HEADS + i
         own = (batch * H + head) * T + step
         at = (batch * H + head) * chunks + chunk
-        r = tl.zeros((STEPS,), tl.float32)
-        scale = tl.load(scale_ptr + own, mask=inside, other=0.0)
-        for part in range(parts):
-            offset = part * tl.num_programs(1).to(tl.int64) * H * T
-            r += tl.load(rq_ptr + offset + own, mask=inside, other=0.0)
-            r -= scale * tl.load(dscale_ptr + offset + own, mask=inside, other=0.0)
+        r = tl.load(rq_ptr + own, mask=inside, other=0.0)
+        r -= tl.load(scale_ptr + own, mask=inside, other=0.0) * tl.load(dscale_ptr + own, mask=inside, other=0.0)
         restart = tl.load(decay_restart_ptr + at * restart_blocks + block, mask=block < restart_blocks, other=0.0)
         dlog_decay = tl.sum(sums * r[None, :], 1) + tl.where(leaving, tl.sum(restart, 0), 0.0)
         tl.store(dlog_decay_ptr + own, dlog_decay, mask=inside)
 
-        dphase = tl.load(dphase_q_ptr + own[:, None] * S + pair[None, :], mask=turning, other=0.0).to(tl.float32)
-        dphase += tl.load(dphase_k_ptr + own[:, None] * S + pair[None, :], mask=turning, other=0.0).to(tl.float32)
+        dphase = tl.load(dphase_ptr + own[:, None] * S + pair[None, :], mask=turning, other=0.0)
         turn = tl.load(phase_restart_ptr + at * S + pair, mask=pair < S, other=0.0)
-        dturns = tl.dot(sums, dphase, input_precision="tf32x3") + tl.where(leaving[:, None], turn[None, :], 0.0)
-        dturns *= TWO_PI
+        dturns = (_product(sums, dphase, EXACT) + tl.where(leaving[:, None], turn[None, :], 0.0)) * TWO_PI
         tl.store(ddt_ptr + own, tl.sum(dturns * theta, 1), mask=inside)
         dtheta += dturns * tl.load(dt_ptr + own, mask=inside, other=0.0)[:, None]
     out = ((tl.program_id(2) * tl.num_programs(1) + batch) * T + step)[:, None] * S + pair[None, :]

@@ -1,6 +1,6 @@
 """States at the chunk borders: what each chunk adds, and the passes over the chunks, forward and backward.
 
-Each state is kept in the frame of the phase at the start of its chunk, [B, H, C, N, P].
+Each state is kept in the frame of the phase at the start of its chunk, [B, H, C, N2, P], pairs side by side.
 """
 
 # The device code is a language of its own, which the type checker takes for Python.
@@ -11,72 +11,116 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from sigma_kernels.scan.kernel_math import cos_sin
+from sigma_kernels.scan.kernel_math import cos_sin, exp2
+from sigma_kernels.scan.triton_gate import dy_rows, gradient_rows, store_dy_rows
 from sigma_kernels.scan.triton_tiles import entering_weight, leaving_weight, row_angles, turned_rows, value_rows
 
 
 @triton.jit
-def chunk_outer_kernel(
-    matrix_ptr, bias_ptr, phase_ptr, x_ptr, expand_ptr, g_ptr, scale_ptr, sequence_ptr, out_ptr,
-    T, H, stride_b, stride_t, stride_r, stride_h,
-    S: tl.constexpr, P: tl.constexpr, N: tl.constexpr, G: tl.constexpr, R: tl.constexpr,
-    RANK: tl.constexpr, STEPS: tl.constexpr, BLOCKS: tl.constexpr,
-    HALF: tl.constexpr, PARTS: tl.constexpr, BLOCK_P: tl.constexpr, PRECISION: tl.constexpr,
+def _store_outer(
+    out_ptr, k, x, pair, N2: tl.constexpr, P: tl.constexpr, HALF: tl.constexpr, BLOCK_P: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """sum_m w_m k_m x_m^T over the rows of a chunk, [N, P]; grid (heads, chunks, batch * PARTS).
+    """[N2, P] = sum_m k_m x_m^T."""
+    out = tl.dot(tl.trans(k), x, input_precision=PRECISION)
+    n = 2 * pair + tl.arange(0, 2 * HALF)
+    p = tl.arange(0, BLOCK_P)
+    mask = (n < N2)[:, None] & (p < P)[None, :]
+    tl.store(out_ptr + n[:, None] * P + p[None, :], out.to(out_ptr.dtype.element_ty), mask=mask)
 
-    With `scale_ptr` this is what the chunk adds to the state: w = scale e^{g_end - g}. Without, k and x are q and dY,
-    and it is the gradient of the state that enters the chunk: w = e^g.
+
+@triton.jit
+def chunk_outer_kernel(
+    k_ptr, k_bias_ptr, phase_ptr, x_ptr, expand_x_ptr, g_ptr, scale_ptr, sequence_ptr, out_ptr,
+    T, H, stride_b, stride_t, stride_h,
+    S: tl.constexpr, P: tl.constexpr, N: tl.constexpr, G: tl.constexpr, R: tl.constexpr,
+    RANK: tl.constexpr, STEPS: tl.constexpr, HALF: tl.constexpr, PARTS: tl.constexpr, BLOCK_P: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """What each chunk adds to the state: sum_m scale_m e^{g_end - g_m} k_m x_m^T.
+
+    Grid (heads, chunks, batch * PARTS).
     """
+    dtype: tl.constexpr = x_ptr.dtype.element_ty
     head = tl.program_id(0)
     chunk = tl.program_id(1)
     batch = (tl.program_id(2) // PARTS).to(tl.int64)
     pair = (tl.program_id(2) % PARTS) * HALF
-    chunks = tl.num_programs(1)
-    m = tl.arange(0, STEPS * RANK)
+    M: tl.constexpr = STEPS * RANK
+    N2: tl.constexpr = 2 * ((N + 1) // 2)
+    m = tl.arange(0, M)
     rank = m % RANK
-    start = chunk * STEPS * BLOCKS
-    end = tl.minimum(start + STEPS * BLOCKS, T) - 1
+    row = m // RANK
+    start = chunk * STEPS
+    end = tl.minimum(start + STEPS, T) - 1
+    step = start + row
+    inside = (step < T) & (rank < R)
     own = (batch * H + head) * T + start
-    matrix_ptr += (batch * T + start) * (R * G * N)
-    phase_ptr += own * S
+    cos, sin = row_angles(phase_ptr + own * S, row, inside, pair, S, HALF)
+    k_ptr += (batch * T + start) * (R * G * N)
+    group = head // (H // G)
+    k = turned_rows(k_ptr, k_bias_ptr, cos, sin, row, rank, group, head, inside, pair, dtype, N, G, R, M, HALF)
     x_ptr += batch * stride_b + start.to(tl.int64) * stride_t + head.to(tl.int64) * stride_h
-    low = tl.zeros((HALF, BLOCK_P), tl.float32)
-    high = tl.zeros((HALF, BLOCK_P), tl.float32)
-    for block in range(BLOCKS):
-        row = block * STEPS + m // RANK
-        step = start + row
-        inside = (step < T) & (rank < R)
-        cos, sin = row_angles(phase_ptr, row, inside, pair, S, HALF)
-        k0, k1 = turned_rows(
-            matrix_ptr, bias_ptr, cos, sin, row, rank, head // (H // G), head, inside, pair, N, G, R, HALF
-        )
-        x = value_rows(x_ptr, expand_ptr, row, rank, head, inside, stride_t, stride_r, P, R, BLOCK_P)
-        g = tl.load(g_ptr + own + row, mask=inside, other=0.0)
-        if scale_ptr is not None:
-            weight = leaving_weight(g, tl.load(g_ptr + own + end - start), step, sequence_ptr, end, T)
-            weight *= tl.load(scale_ptr + own + row, mask=inside, other=0.0)
-        else:
-            weight = entering_weight(g, step, sequence_ptr, start, T)
-        dtype = x.dtype
-        x = (x.to(tl.float32) * weight[:, None]).to(dtype)
-        low = tl.dot(tl.trans(k0.to(dtype)), x, low, input_precision=PRECISION)
-        high = tl.dot(tl.trans(k1.to(dtype)), x, high, input_precision=PRECISION)
-    n = pair + tl.arange(0, HALF)
-    p = tl.arange(0, BLOCK_P)
-    split: tl.constexpr = (N + 1) // 2
-    out = ((batch * H + head) * chunks + chunk) * (N * P) + n[:, None] * P + p[None, :]
-    tl.store(out_ptr + out, low.to(out_ptr.dtype.element_ty), mask=(n < split)[:, None] & (p < P)[None, :])
-    tl.store(
-        out_ptr + out + split * P, high.to(out_ptr.dtype.element_ty), mask=(n < N // 2)[:, None] & (p < P)[None, :]
-    )
+    x = value_rows(x_ptr, expand_x_ptr, row, rank, head, inside, stride_t, 0, P, R, BLOCK_P)
+    g = tl.load(g_ptr + own + row, mask=inside, other=0.0)
+    weight = leaving_weight(g, tl.load(g_ptr + own + end - start), step, sequence_ptr, end, T)
+    weight *= tl.load(scale_ptr + own + row, mask=inside, other=0.0)
+    x = (x.to(tl.float32) * weight[:, None]).to(x.dtype)
+    out_ptr += ((batch * H + head) * tl.num_programs(1) + chunk) * (N2 * P)
+    _store_outer(out_ptr, k, x, pair, N2, P, HALF, BLOCK_P, PRECISION)
 
 
 @triton.jit
-def _chunk_decay(g_ptr, sequence_ptr, chunk, steps, T):
+def chunk_outer_backward_kernel(
+    q_ptr, q_bias_ptr, phase_ptr, dout_ptr, z_ptr, expand_z_ptr, combine_ptr, dy_ptr, g_ptr, sequence_ptr, out_ptr,
+    T, H, stride_b, stride_t, stride_h,
+    S: tl.constexpr, P: tl.constexpr, N: tl.constexpr, G: tl.constexpr, R: tl.constexpr,
+    RANK: tl.constexpr, STEPS: tl.constexpr, HALF: tl.constexpr, PARTS: tl.constexpr, BLOCK_P: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """What each chunk's outputs send to the state that enters it: sum_m e^{g_m} q_m dY_m^T; the same grid.
+
+    Makes dY [B, T, R, H, P] from `dout_ptr`, or reads it where that is None: a norm's kernel made it.
+    """
+    dtype: tl.constexpr = dy_ptr.dtype.element_ty
+    head = tl.program_id(0)
+    chunk = tl.program_id(1)
+    batch = (tl.program_id(2) // PARTS).to(tl.int64)
+    pair = (tl.program_id(2) % PARTS) * HALF
+    M: tl.constexpr = STEPS * RANK
+    N2: tl.constexpr = 2 * ((N + 1) // 2)
+    m = tl.arange(0, M)
+    rank = m % RANK
+    row = m // RANK
+    start = chunk * STEPS
+    step = start + row
+    inside = (step < T) & (rank < R)
+    own = (batch * H + head) * T + start
+    first = batch * T + start
+    cos, sin = row_angles(phase_ptr + own * S, row, inside, pair, S, HALF)
+    q_ptr += first * (R * G * N)
+    group = head // (H // G)
+    q = turned_rows(q_ptr, q_bias_ptr, cos, sin, row, rank, group, head, inside, pair, dtype, N, G, R, M, HALF)
+    if dout_ptr is not None:
+        z_ptr += batch * stride_b + start.to(tl.int64) * stride_t + head.to(tl.int64) * stride_h
+        dy = gradient_rows(
+            dout_ptr, z_ptr, expand_z_ptr, combine_ptr, first, row, rank, head, inside, H, stride_t, P, R, BLOCK_P
+        ).to(dtype)
+        if pair == 0:
+            store_dy_rows(dy_ptr, dy, first, row, rank, head, inside, H, P, R, BLOCK_P)
+    else:
+        dy = dy_rows(dy_ptr, first, row, rank, head, inside, H, P, R, BLOCK_P)
+    weight = entering_weight(tl.load(g_ptr + own + row, mask=inside, other=0.0), step, sequence_ptr, start, T)
+    dy = (dy.to(tl.float32) * weight[:, None]).to(dy.dtype)
+    out_ptr += ((batch * H + head) * tl.num_programs(1) + chunk) * (N2 * P)
+    _store_outer(out_ptr, q, dy, pair, N2, P, HALF, BLOCK_P, PRECISION)
+
+
+@triton.jit
+def chunk_decay(g_ptr, sequence_ptr, chunk, steps, T):
     """e^{g_end}, or 0 where another sequence begins inside the chunk."""
     end = tl.minimum((chunk + 1) * steps, T) - 1
-    decay = tl.exp2(tl.load(g_ptr + end))
+    decay = exp2(tl.load(g_ptr + end))
     if sequence_ptr is not None:
         first = tl.load(sequence_ptr + chunk * steps - 1, mask=chunk > 0, other=-1)
         decay = tl.where(first == tl.load(sequence_ptr + end), decay, 0.0)
@@ -100,19 +144,20 @@ def state_pass_kernel(
     low = (n < split)[:, None] & (p < P)[None, :]
     high = (n < N // 2)[:, None] & (p < P)[None, :]
     tile = n[:, None] * P + p[None, :]
+    border = (2 * n)[:, None] * P + p[None, :]
     s0 = tl.zeros((BLOCK_N, BLOCK_P), tl.float32)
     s1 = tl.zeros((BLOCK_N, BLOCK_P), tl.float32)
     if initial_ptr is not None:
         s0 = tl.load(initial_ptr + row * (N * P) + tile, mask=low, other=0.0)
         s1 = tl.load(initial_ptr + row * (N * P) + tile + split * P, mask=high, other=0.0)
     for chunk in tl.range(0, chunks, num_stages=STAGES):
-        at = (row * chunks + chunk) * (N * P) + tile
+        at = (row * chunks + chunk) * (2 * split * P) + border
         a0 = tl.load(added_ptr + at, mask=low, other=0.0).to(tl.float32)
-        a1 = tl.load(added_ptr + at + split * P, mask=high, other=0.0).to(tl.float32)
+        a1 = tl.load(added_ptr + at + P, mask=low, other=0.0).to(tl.float32)
         total = tl.load(total_ptr + (row * chunks + chunk) * S + n, mask=n < S, other=0)
         tl.store(start_ptr + at, s0.to(start_ptr.dtype.element_ty), mask=low)
-        tl.store(start_ptr + at + split * P, s1.to(start_ptr.dtype.element_ty), mask=high)
-        decay = _chunk_decay(g_ptr + row * T, sequence_ptr, chunk, steps, T)
+        tl.store(start_ptr + at + P, s1.to(start_ptr.dtype.element_ty), mask=low)
+        decay = chunk_decay(g_ptr + row * T, sequence_ptr, chunk, steps, T)
         cos, sin = cos_sin(total, tl.float32)
         e0 = decay * s0 + a0
         e1 = decay * s1 + a1
@@ -141,6 +186,7 @@ def state_pass_backward_kernel(
     low = (n < split)[:, None] & (p < P)[None, :]
     high = (n < N // 2)[:, None] & (p < P)[None, :]
     tile = n[:, None] * P + p[None, :]
+    border = (2 * n)[:, None] * P + p[None, :]
     d0 = tl.zeros((BLOCK_N, BLOCK_P), tl.float32)
     d1 = tl.zeros((BLOCK_N, BLOCK_P), tl.float32)
     if dfinal_ptr is not None:
@@ -151,7 +197,7 @@ def state_pass_backward_kernel(
     for back in tl.range(0, chunks, num_stages=STAGES):
         chunk = chunks - 1 - back
         where = row * chunks + chunk
-        at = where * (N * P) + tile
+        at = where * (2 * split * P) + border
         tl.store(
             decay_restart_ptr + where * tl.num_programs(1) + tl.program_id(1), tl.sum(tl.sum(s0 * d0 + s1 * d1, 1), 0)
         )
@@ -161,11 +207,11 @@ def state_pass_backward_kernel(
         e0 = d0 * cos[:, None] - d1 * sin[:, None]
         e1 = d1 * cos[:, None] + d0 * sin[:, None]
         tl.store(dend_ptr + at, e0.to(dend_ptr.dtype.element_ty), mask=low)
-        tl.store(dend_ptr + at + split * P, e1.to(dend_ptr.dtype.element_ty), mask=high)
-        decay = _chunk_decay(g_ptr + row * T, sequence_ptr, chunk, steps, T)
+        tl.store(dend_ptr + at + P, e1.to(dend_ptr.dtype.element_ty), mask=low)
+        decay = chunk_decay(g_ptr + row * T, sequence_ptr, chunk, steps, T)
         d0 = decay * e0 + tl.load(dstart_ptr + at, mask=low, other=0.0).to(tl.float32)
-        d1 = decay * e1 + tl.load(dstart_ptr + at + split * P, mask=high, other=0.0).to(tl.float32)
+        d1 = decay * e1 + tl.load(dstart_ptr + at + P, mask=low, other=0.0).to(tl.float32)
         s0 = tl.load(start_ptr + at, mask=low, other=0.0).to(tl.float32)
-        s1 = tl.load(start_ptr + at + split * P, mask=high, other=0.0).to(tl.float32)
+        s1 = tl.load(start_ptr + at + P, mask=low, other=0.0).to(tl.float32)
     tl.store(dinitial_ptr + row * (N * P) + tile, d0, mask=low)
     tl.store(dinitial_ptr + row * (N * P) + tile + split * P, d1, mask=high)

@@ -2,8 +2,11 @@
 
 Pointers come advanced to the first step of a chunk, so that rows count from there and 32 bits are enough for them.
 A row is one rank of one step: row m of a block is rank m % RANK of step m // RANK, so that MIMO and SISO are one code
-path. RANK is the true rank rounded up to a power of two; rows of ranks beyond the true one are 0. The N channels are
-two tiles of HALF columns, the half-split pairs (i, i + N/2).
+path. RANK is the true rank rounded up to a power of two; rows of ranks beyond the true one are 0.
+
+Outside the kernels a pair of channels is (i, i + N/2). Turned matrices, and everything that is multiplied with them,
+have the channels of a pair side by side, 2 i and 2 i + 1, so that one product takes both and a thread owns both. An odd
+N has a channel of zeros as the partner of its last one.
 """
 
 # The device code is a language of its own, which the type checker takes for Python.
@@ -14,7 +17,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from sigma_kernels.scan.kernel_math import LIBDEVICE, cos_sin
+from sigma_kernels.scan.kernel_math import LIBDEVICE, cos_sin, exp2
 
 RADIANS_PER_UPPER_HALF = tl.constexpr(9.587379924285257e-05)  # 2 pi / 2**16
 
@@ -78,13 +81,46 @@ def matrix_rows(
 
 
 @triton.jit
+def side_by_side(low, high, M: tl.constexpr, HALF: tl.constexpr):
+    """[M, HALF] twice -> [M, 2 HALF], the channels of a pair side by side."""
+    return tl.reshape(tl.join(low, high), (M, 2 * HALF))
+
+
+@triton.jit
+def pair_parts(tile, M: tl.constexpr, HALF: tl.constexpr):
+    """The way back: (low, high)."""
+    return tl.split(tl.reshape(tile, (M, HALF, 2)))
+
+
+@triton.jit
+def turned(u0, u1, cos, sin, dtype: tl.constexpr, M: tl.constexpr, HALF: tl.constexpr):
+    """`matrix_rows` turned by the phase, [M, 2 HALF]."""
+    return once(side_by_side((u0 * cos - u1 * sin).to(dtype), (u0 * sin + u1 * cos).to(dtype), M, HALF))
+
+
+@triton.jit
 def turned_rows(
-    matrix_ptr, bias_ptr, cos, sin, row, rank, group, head, inside, pair,
-    N: tl.constexpr, G: tl.constexpr, R: tl.constexpr, HALF: tl.constexpr,
+    matrix_ptr, bias_ptr, cos, sin, row, rank, group, head, inside, pair, dtype: tl.constexpr,
+    N: tl.constexpr, G: tl.constexpr, R: tl.constexpr, M: tl.constexpr, HALF: tl.constexpr,
 ):  # fmt: skip
-    """`matrix_rows`, turned by the phase."""
+    """`matrix_rows`, turned by the phase, [M, 2 HALF]."""
     u0, u1 = matrix_rows(matrix_ptr, bias_ptr, row, rank, group, head, inside, pair, N, G, R, HALF)
-    return u0 * cos - u1 * sin, u0 * sin + u1 * cos
+    return turned(u0, u1, cos, sin, dtype, M, HALF)
+
+
+@triton.jit
+def once(x):
+    """x itself. Whatever a product asks for, what computes x stands in one place and is done once.
+
+    The compiler would repeat the arithmetic, with its sines, in each layout that x is needed in; an assembly statement
+    that it must take for impure it cannot repeat.
+    """
+    if LIBDEVICE:
+        if x.dtype.primitive_bitwidth == 16:
+            x = tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [x], dtype=x.dtype, is_pure=False, pack=2)
+        else:
+            x = tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [x], dtype=x.dtype, is_pure=False, pack=1)
+    return x
 
 
 @triton.jit
@@ -108,31 +144,19 @@ def value_rows(
 
 
 @triton.jit
-def decay_between(g_i, g_j, step_i, step_j, sequence_ptr, T):
+def decay_between(g, step, sequence_ptr, T):
     """e^{g_i - g_j} where step j is strictly before step i, in the same sequence; else 0. [M, M]."""
-    before = step_i[:, None] > step_j[None, :]
+    before = step[:, None] > step[None, :]
     if sequence_ptr is not None:
-        sequence_i = tl.load(sequence_ptr + step_i, mask=step_i < T, other=-1)
-        sequence_j = tl.load(sequence_ptr + step_j, mask=step_j < T, other=-2)
-        before = before & (sequence_i[:, None] == sequence_j[None, :])
-    return tl.where(before, tl.exp2(tl.minimum(g_i[:, None] - g_j[None, :], 0.0)), 0.0)
-
-
-@triton.jit
-def decay_to(g_j, g_i, step_j, step_i, sequence_ptr, T):
-    """`decay_between`, transposed: rows are the earlier steps j, columns the later steps i."""
-    before = step_i[None, :] > step_j[:, None]
-    if sequence_ptr is not None:
-        sequence_i = tl.load(sequence_ptr + step_i, mask=step_i < T, other=-1)
-        sequence_j = tl.load(sequence_ptr + step_j, mask=step_j < T, other=-2)
-        before = before & (sequence_i[None, :] == sequence_j[:, None])
-    return tl.where(before, tl.exp2(tl.minimum(g_i[None, :] - g_j[:, None], 0.0)), 0.0)
+        sequence = tl.load(sequence_ptr + step, mask=step < T, other=-1)
+        before = before & (sequence[:, None] == sequence[None, :])
+    return tl.where(before, exp2(tl.minimum(g[:, None] - g[None, :], 0.0)), 0.0)
 
 
 @triton.jit
 def entering_weight(g, step, sequence_ptr, start, T):
     """e^{g_i}: how much of the state that enters the chunk (which begins at step `start`) is left at each row."""
-    weight = tl.exp2(g)
+    weight = exp2(g)
     if sequence_ptr is not None:
         before = tl.load(sequence_ptr + start - 1, mask=start > 0, other=-1)
         weight = tl.where(tl.load(sequence_ptr + step, mask=step < T, other=-2) == before, weight, 0.0)
@@ -142,8 +166,69 @@ def entering_weight(g, step, sequence_ptr, start, T):
 @triton.jit
 def leaving_weight(g, g_end, step, sequence_ptr, end, T):
     """e^{g_end - g_j}: how much of each row is left in the state after the chunk, whose last step is `end`."""
-    weight = tl.exp2(tl.minimum(g_end - g, 0.0))
+    weight = exp2(tl.minimum(g_end - g, 0.0))
     if sequence_ptr is not None:
         last = tl.load(sequence_ptr + end)
         weight = tl.where(tl.load(sequence_ptr + step, mask=step < T, other=-2) == last, weight, 0.0)
     return weight
+
+
+@triton.jit
+def over_ranks(rows, STEPS: tl.constexpr, RANK: tl.constexpr, WIDTH: tl.constexpr):
+    """[STEPS * RANK, WIDTH] -> the sum over the ranks [STEPS, WIDTH]."""
+    if RANK == 1:
+        out = rows
+    else:
+        out = tl.sum(tl.reshape(rows, (STEPS, RANK, WIDTH)), 1)
+    return out
+
+
+@triton.jit
+def over_steps(rows, STEPS: tl.constexpr, RANK: tl.constexpr, WIDTH: tl.constexpr):
+    """[STEPS * RANK, WIDTH] -> the sum over the steps [RANK, WIDTH]."""
+    if RANK == 1:
+        out = tl.sum(rows, 0)[None, :]
+    else:
+        out = tl.sum(tl.reshape(rows, (STEPS, RANK, WIDTH)), 0)
+    return out
+
+
+@triton.jit
+def by_step(row_sums, STEPS: tl.constexpr, RANK: tl.constexpr):
+    """[STEPS * RANK] -> the sum over the ranks [STEPS]."""
+    if RANK == 1:
+        out = row_sums
+    else:
+        out = tl.sum(tl.reshape(row_sums, (STEPS, RANK)), 1)
+    return out
+
+
+@triton.jit
+def ask_for(pointers):
+    """Starts bringing the lines at `pointers` into the L2 cache; costs no registers and waits for nothing."""
+    if LIBDEVICE:
+        tl.inline_asm_elementwise(
+            "prefetch.global.L2 [$1]; mov.b32 $0, 0;", "=r,l", [pointers.to(tl.uint64)], tl.int32, is_pure=False, pack=1
+        )
+
+
+@triton.jit
+def ask_for_state(state_ptr, N2: tl.constexpr, P: tl.constexpr):
+    """`ask_for` all of one state."""
+    LINE: tl.constexpr = 1024 // state_ptr.dtype.element_ty.primitive_bitwidth  # elements of 128 bytes
+    LINES: tl.constexpr = (N2 * P) // LINE
+    if LINES > 0 and (LINES & (LINES - 1)) == 0:
+        ask_for(state_ptr + tl.arange(0, LINES) * LINE)
+
+
+@triton.jit
+def state_tile(state_ptr, pair, N2: tl.constexpr, P: tl.constexpr, HALF: tl.constexpr, BLOCK_P: tl.constexpr):
+    """The pairs pair .. pair + HALF of one state [N2, P], side by side: [2 HALF, BLOCK_P]."""
+    n = 2 * pair + tl.arange(0, 2 * HALF)
+    p = tl.arange(0, BLOCK_P)
+    at = state_ptr + n[:, None] * P + p[None, :]
+    if N2 % (2 * HALF) == 0 and BLOCK_P == P:
+        tile = tl.load(at)
+    else:
+        tile = tl.load(at, mask=(n < N2)[:, None] & (p < P)[None, :], other=0.0)
+    return tile

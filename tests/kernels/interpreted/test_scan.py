@@ -18,7 +18,7 @@ from tests.kernels.scan_gates import assert_within_gates
 SHAPES = [
     pytest.param(Shape(B=1, T=1, H=1, P=3, G=1), id="one-step"),
     pytest.param(Shape(B=2, T=75, P=18, y_norm=True), id="two-chunks-norm"),
-    pytest.param(Shape(B=1, T=40, H=2, P=16, N=34, S=17, G=1, R=4, y_norm=True), id="rank-4-two-blocks"),
+    pytest.param(Shape(B=1, T=40, H=2, P=16, N=34, S=17, G=1, R=4, y_norm=True), id="rank-4-three-chunks"),
     pytest.param(Shape(B=1, T=70, H=2, P=5, N=6, S=2, G=1, R=3), id="rank-3-padded-rows"),
     pytest.param(Shape(B=1, T=20, H=2, P=4, N=7, S=0, G=2), id="no-rotation-odd-state"),
     pytest.param(Shape(B=1, T=66, H=1, P=8, N=256, S=40, G=1), id="channels-in-two-parts"),

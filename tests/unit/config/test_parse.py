@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from sigma.config.option import opt
-from sigma.config.parse import parse, parse_options
+from sigma.config.parse import parse, parse_options, split_options
 from sigma.config.retired import ALIASES
 from sigma.config.root import RunConfig
 from sigma.config.table import run_flags
@@ -131,3 +131,31 @@ def test_options_of_a_small_command_take_any_text(tmp_path: Path):
 def test_options_of_a_small_command_refuse_the_flags_of_training(tmp_path: Path):
     with pytest.raises(ConfigError, match="--steps: unknown flag"):
         parse_options(Small, ["--steps", "5"], tmp_path)
+
+
+@dataclass(frozen=True)
+class Own:
+    """Options of a command that takes the flags of a training too."""
+
+    count: int = opt(3, "Count.", low=0)
+    loud: bool = opt(False, "Loud.")
+
+
+@pytest.mark.parametrize(
+    "argv, count, rest",
+    [
+        ([], 3, []),
+        (["--count", "5", "--seed", "7"], 5, ["--seed", "7"]),
+        (["--seed=7", "--count=5", "@file", "--resume"], 5, ["--seed=7", "@file", "--resume"]),
+        (["--loud", "--seed", "7"], 3, ["--seed", "7"]),
+    ],
+    ids=["nothing", "with values", "with signs", "a switch"],
+)
+def test_options_of_a_command_are_told_from_the_flags_of_a_training(argv, count, rest):
+    options, left = split_options(Own, argv)
+    assert (options.count, options.loud, left) == (count, "--loud" in argv, rest)
+
+
+def test_an_option_without_a_value_is_refused():
+    with pytest.raises(ConfigError, match="--count: has no value"):
+        split_options(Own, ["--seed", "7", "--count"])

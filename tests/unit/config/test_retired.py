@@ -44,13 +44,13 @@ def test_complete_old_file_starts_with_one_warning_for_each_change():
     names = [line.replace("--no-", "--") if line.startswith("--no-") else line for line in lines if line[:2] == "--"]
     assert len(names) == len(set(names)) == 230, "all 236 but the six that are only given to change the default"
     gone = [name for name in names if name in retired_flags()]
-    changed = ["--optimizer c3o", "--data-backend hybrid"]
+    changed = ["--optimizer c3o"]
     assert [text.split(": ")[1] for text in parsed.warnings] == sorted(
         [*gone, *changed], key=lambda n: names.index(n.split()[0])
     )
     assert all(text.startswith("predecessor_args.txt:") for text in parsed.warnings)
     assert parsed.config.train.optimizer == "muon"
-    assert parsed.config.data.data_backend == "bundled"
+    assert parsed.config.data.data_backend == "hybrid"
     assert (parsed.config.model.d_model, parsed.config.train.steps, parsed.config.train.torch_compile) == (
         768,
         20000,

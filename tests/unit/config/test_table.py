@@ -71,3 +71,25 @@ def test_unknown_fields_do_not_reach_the_sections():
 def test_nearest_ignores_what_is_too_different():
     assert nearest("--stepss", run_flags()) == "--steps"
     assert nearest("--zzz", run_flags()) is None
+
+
+TOKENIZER = run_flags()["--tokenizer"]
+
+
+@pytest.mark.parametrize(
+    "value", ["bpe8k", "bytes", Path("/a/tokenizer.json"), Path("/base/x/bytes"), Path("/base/bpe8k")]
+)
+def test_a_word_or_a_path_comes_back(value):
+    base = Path("/base")
+    assert TOKENIZER.convert(TOKENIZER.render(value, base), base) == value
+    assert TOKENIZER.convert(TOKENIZER.render(value), Path("/elsewhere")) == value
+
+
+@pytest.mark.parametrize("text, hint", [("bpe9k", "did you mean bpe8k"), ("mine", "a path has a / in it")])
+def test_a_word_that_is_no_choice_is_not_taken_for_a_path(text, hint):
+    with pytest.raises(ValueError, match=hint):
+        TOKENIZER.convert(text, Path("/base"))
+
+
+def test_a_word_or_a_path_shows_both():
+    assert (TOKENIZER.kind_words, TOKENIZER.choices) == ("bpe8k / bytes / path", ("bpe8k", "bytes"))

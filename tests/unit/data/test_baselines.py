@@ -6,7 +6,9 @@ import pytest
 
 from sigma.data.baselines import WittenBellBigram, bigram_bpb, gzip_bpb, xz_bpb
 from sigma.data.corpus import CorpusSource
-from sigma.data.stream import BatchStream
+from sigma.data.feed import Feed
+from sigma.data.mixture import Group
+from sigma.data.stream import BatchStream, StreamSettings
 from sigma.data.validation import Validation
 
 
@@ -66,7 +68,8 @@ def test_compressors_are_gzip_9_and_xz_9e():
 
 def test_bigram_reads_the_batches_of_the_stream_and_scores_the_held_out_bytes(tiny_corpus, byte_tokenizer):
     def stream():
-        return BatchStream([CorpusSource("natural", tiny_corpus, 0)], [1.0], byte_tokenizer, rows=2, length=40)
+        group = Group(1.0, (Feed(CorpusSource("natural", tiny_corpus, 0), byte_tokenizer),))
+        return BatchStream([group], byte_tokenizer, StreamSettings(rows=2, length=40))
 
     validation = Validation(byte_tokenizer, tiny_corpus)
     reference, replay = WittenBellBigram(259), stream()

@@ -22,7 +22,7 @@ def pack(lengths, rows, length):
         while offset < len(ids) - 1:
             offset = builder.add(ids, offset)
             if not builder.room:
-                batches.append(builder.finish([], np.ones(3000, dtype=np.int64)))
+                batches.append(builder.finish(np.ones(3000, dtype=np.int64)))
                 builder = BatchBuilder(rows, length)
     return documents, batches
 
@@ -68,7 +68,8 @@ def test_batch_counts_the_bytes_of_its_labels():
     builder.add(document_ids(np.array([10, 11, 12])), 0)  # labels 10 11 12, eos is cut off
     byte_length_V = np.arange(20)
     byte_length_V[:3] = 0
-    batch = builder.finish([("s", "a")], byte_length_V)
+    builder.end(("s", "a"))
+    batch = builder.finish(byte_length_V)
     assert batch.input_ids_BT.tolist() == [[1, 7, 8, 9, 1, 10, 11]]
     assert batch.labels_BT.tolist() == [[7, 8, 9, 2, 10, 11, 12]]
     assert batch.segments_BT.tolist() == [[0, 0, 0, 0, 1, 1, 1]]

@@ -16,7 +16,7 @@ def installed(tmp_path, monkeypatch):
     """Installs an empty distribution with these metadata lines and files."""
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
 
-    def install(name, *lines, **files):
+    def install(name, *lines, module=None, **files):
         folder = tmp_path / "site" / f"{name}-2.dist-info"
         folder.mkdir(parents=True)
         (folder / "METADATA").write_text(
@@ -26,7 +26,10 @@ def installed(tmp_path, monkeypatch):
             (folder / path.replace("__", "/")).parent.mkdir(parents=True, exist_ok=True)
             (folder / path.replace("__", "/")).write_text(text)
         names = ["METADATA", *(path.replace("__", "/") for path in files)]
-        (folder / "RECORD").write_text("".join(f"{folder.name}/{one},,\n" for one in names))
+        modules = [module] if module else []
+        (folder / "RECORD").write_text(
+            "".join(f"{one},,\n" for one in [*(f"{folder.name}/{n}" for n in names), *modules])
+        )
         return importlib.metadata.distribution(name)
 
     return install
@@ -59,7 +62,11 @@ def test_the_declared_licence_is_found_in_each_of_its_places(installed, lines, l
 
 def test_a_distribution_without_any_licence_ends_the_build(installed, tmp_path):
     with pytest.raises(BuildError, match="one declares no licence"):
-        notices.copy_texts(installed("one"), tmp_path / "licenses")
+        notices.copy_texts(installed("one", module="one.py"), tmp_path / "licenses")
+
+
+def test_a_distribution_that_only_names_others_needs_no_licence(installed):
+    assert notices.licence_of(installed("toolkit")) == notices.LIST_OF_OTHERS
 
 
 def test_the_bill_names_every_library_and_is_the_same_each_time(installed):

@@ -87,6 +87,9 @@ def test_triton_has_another_name_on_windows(monkeypatch, system, name):
         "triton/runtime/tcc/lib/libtcc1.a",
         "triton/backends/nvidia/lib/x64/cuda.lib",
         "torch-2.13.0.dist-info/METADATA",
+        "pyarrow/_parquet.cpython-311-x86_64-linux-gnu.so",
+        "pyarrow/libarrow.so.2600",
+        "pyarrow/libarrow_substrait.so.2600",
         "sigma/data/corpus/README.md",
     ],
 )
@@ -112,6 +115,12 @@ def test_what_runs_is_kept(name):
         "numpy-2.dist-info/RECORD",
         "numpy-2.dist-info/direct_url.json",
         "libcudart.so",
+        "pyarrow/include/arrow/api.h",
+        "pyarrow/tests/test_parquet.py",
+        "pyarrow/_flight.cpython-311-x86_64-linux-gnu.so",
+        "pyarrow/libarrow_flight.so.2600",
+        "libarrow_python_flight.so.2600",
+        "pyarrow\\arrow_s3.dll",
     ],
 )
 def test_what_never_runs_is_left_out(name):

@@ -107,6 +107,9 @@ class TinyStream:
         self.position += 1
         return make_batch(self.position)
 
+    def columns(self) -> dict[str, int]:
+        return {"data_tokens_tiny": self.position}
+
     def state_dict(self) -> dict[str, int]:
         return {"position": self.position}
 

@@ -9,6 +9,7 @@ from sigma.config.model import ModelSection
 from sigma.config.root import RunConfig
 from sigma.config.run import RunSection
 from sigma.config.train import TrainSection
+from sigma.data.tokenizer import train_bpe
 from sigma.train import ballast, checkpoint, quarantine
 from sigma.train.ballast import BALLAST_NAME, DiskFullError
 from sigma.train.checkpoint import CheckpointStore
@@ -89,6 +90,16 @@ def test_identity_holds_what_cannot_change_and_nothing_that_may():
         RunConfig(data=DataSection(tokenizer="bytes")),
     ):
         assert identity_of(base) != identity_of(other)
+
+
+def test_a_tokenizer_is_the_same_wherever_its_file_lies(tmp_path):
+    contents = [train_bpe([text], 280) for text in ("the cat sat on the mat", "another text altogether")]
+    for name, content in zip(("one", "copy", "other"), [contents[0], *contents], strict=True):
+        (tmp_path / name).write_text(content, "utf-8")
+    one, copy, other = (
+        identity_of(RunConfig(data=DataSection(tokenizer=tmp_path / name))) for name in ("one", "copy", "other")
+    )
+    assert one == copy != other
 
 
 # --- start, cadence, retention ---

@@ -1,0 +1,122 @@
+"""One call of the scan on the GPU: its sizes, its operands, and what follows from them for the launches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sigma_kernels.scan.triton_launch import Tiles, padded_rank
+
+COEFFICIENT_TILE = {"STEPS": 64, "HEADS": 16}
+PASS_PAIRS = 16  # pairs of a program of the state passes, with all of P
+PHASE_STAGES = 3  # heads whose phases are on their way at a time
+LEAST_TILE = 64  # columns of a product; products 32 columns wide were wrong on sm_90 (Triton 3.6, docs/log.md)
+
+
+def power_of_two(size: int, least: int) -> int:
+    """The tile that holds `size` of something."""
+    return max(least, 1 << (size - 1).bit_length())
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The sizes of one call."""
+
+    B: int
+    T: int
+    H: int
+    P: int
+    N: int
+    R: int
+    G: int
+    S: int
+    tiles: Tiles
+
+    @property
+    def chunks(self) -> int:
+        return -(-self.T // self.tiles.steps)
+
+    @property
+    def state_parts(self) -> int:
+        """How many programs share a state in the passes over the chunks."""
+        return -(-((self.N + 1) // 2) // PASS_PAIRS)
+
+    @property
+    def N2(self) -> int:
+        """N, or the next even number: the channels of pairs that lie side by side."""
+        return 2 * ((self.N + 1) // 2)
+
+    @property
+    def coefficient_grid(self) -> tuple[int, int, int]:
+        return -(-self.T // COEFFICIENT_TILE["STEPS"]), -(-self.H // COEFFICIENT_TILE["HEADS"]), self.B
+
+    @property
+    def block_s(self) -> int:
+        return power_of_two(self.S, 32)
+
+    def matrix(self, dtype: torch.dtype) -> dict[str, Any]:
+        """The compile-time arguments of a kernel that multiplies matrices."""
+        pairs = power_of_two((self.N + 1) // 2, LEAST_TILE // 2)
+        parts = max(1, pairs // (self.tiles.pairs_32 if dtype == torch.float32 else self.tiles.pairs))
+        return {
+            "S": self.S, "P": self.P, "N": self.N, "G": self.G, "R": self.R, "RANK": padded_rank(self.R),
+            "STEPS": self.tiles.steps, "HALF": pairs // parts, "PARTS": parts,
+            "BLOCK_P": power_of_two(self.P, LEAST_TILE), "PRECISION": "tf32x3" if dtype == torch.float32 else "tf32",
+        }  # fmt: skip
+
+    def state_pass(self) -> dict[str, Any]:
+        """The compile-time arguments of the passes over the chunks."""
+        return {
+            "S": self.S, "N": self.N, "P": self.P, "BLOCK_N": PASS_PAIRS, "BLOCK_P": power_of_two(self.P, LEAST_TILE),
+            "STAGES": 3,
+        }  # fmt: skip
+
+
+@dataclass
+class Phases:
+    """What `coefficients_kernel` and `phase_forward_kernel` write."""
+
+    phase_BHTS: Tensor
+    total_BHCS: Tensor
+    dt_BHT: Tensor
+    g_BHT: Tensor
+    scale_BHT: Tensor
+    gamma_BHT: Tensor
+
+
+@dataclass
+class Inputs:
+    """The tensors of one call, in the order of `ScanFn.apply`; B and C come normalised as k and q."""
+
+    x: Tensor  # [B, T, H, P], any strides but the last
+    z: Tensor
+    q: Tensor  # [B, T, R, G, N], dense
+    k: Tensor
+    dd_dt: Tensor  # [B, T, H], rows of one stride
+    dd_a: Tensor
+    trap: Tensor
+    angle: Tensor  # [B, T, S]
+    dt_bias: Tensor  # fp32 from here on: [H]
+    q_bias: Tensor  # [H, R, N]
+    k_bias: Tensor
+    skip: Tensor  # [H]
+    norm: Tensor | None  # [H, P]
+    expand_x: Tensor | None  # [H, R, P]
+    expand_z: Tensor | None
+    combine: Tensor | None
+    initial: Tensor | None  # [B, H, N, P], in the frame of the first step's phase
+    sequence: Tensor | None  # int32 [T]: the number of each step's packed sequence
+    valid: Tensor | None  # bool [B, T]
+    next: Tensor | None  # int32 [B, T]: the next valid step, T where there is none
+    previous: Tensor | None  # int32 [B, T]: the last valid step before, T where there is none
+
+    def matrices(self) -> tuple[Tensor, ...]:
+        """What every kernel that multiplies reads first."""
+        return self.q, self.k, self.q_bias, self.k_bias
+
+    def strides(self) -> tuple[int, ...]:
+        """The row strides of the control projection."""
+        return tuple(t.stride(1) for t in (self.dd_dt, self.dd_a, self.trap, self.angle))

@@ -1,0 +1,124 @@
+"""What stands behind Y, backward: the gradient that reaches Y through combination, gate and norm, and theirs."""
+
+# The device code is a language of its own, which the type checker takes for Python.
+# pyright: reportGeneralTypeIssues=false, reportAssignmentType=false
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from sigma_kernels.scan.kernel_math import sigmoid
+from sigma_kernels.scan.prepare import NORM_EPS
+from sigma_kernels.scan.triton_tiles import over_ranks, over_steps, value_rows
+
+EPS = tl.constexpr(NORM_EPS)
+
+
+@triton.jit
+def _rank_vectors(vector_ptr, row, rank, head, inside, P: tl.constexpr, R: tl.constexpr, BLOCK_P: tl.constexpr):
+    """The row's vector of [H, R, P]."""
+    p = tl.arange(0, BLOCK_P)
+    at = vector_ptr + ((head * R + rank) * P)[:, None] + p[None, :]
+    return tl.load(at, mask=inside[:, None] & (p < P)[None, :], other=0.0)
+
+
+@triton.jit
+def _dout_rows(
+    dout_ptr, combine_ptr, first, row, rank, head, inside, H, P: tl.constexpr, R: tl.constexpr, BLOCK_P: tl.constexpr
+):
+    """Rows of the output's gradient [B, T, H, P], times the rank's combination where there is one; fp32."""
+    dout = value_rows(dout_ptr + (first * H + head) * P, None, row, rank, head, inside, H * P, 0, P, R, BLOCK_P)
+    dout = dout.to(tl.float32)
+    if combine_ptr is not None:
+        dout *= _rank_vectors(combine_ptr, row, rank, head, inside, P, R, BLOCK_P)
+    return dout
+
+
+@triton.jit
+def _gate_rows(
+    z_ptr, expand_z_ptr, row, rank, head, inside, stride_t, P: tl.constexpr, R: tl.constexpr, BLOCK_P: tl.constexpr
+):
+    """(z, z times the rank's vector, its sigmoid), fp32 rows."""
+    z = value_rows(z_ptr, None, row, rank, head, inside, stride_t, 0, P, R, BLOCK_P).to(tl.float32)
+    gate = z
+    if expand_z_ptr is not None:
+        gate = z * _rank_vectors(expand_z_ptr, row, rank, head, inside, P, R, BLOCK_P)
+    return z, gate, sigmoid(gate)
+
+
+@triton.jit
+def gradient_rows(
+    dout_ptr, z_ptr, expand_z_ptr, combine_ptr, first, row, rank, head, inside, H, stride_t,
+    P: tl.constexpr, R: tl.constexpr, BLOCK_P: tl.constexpr,
+):  # fmt: skip
+    """The output's gradient taken through combination and gate, fp32 rows; `first` counts steps of all B * T."""
+    _, gate, open_ = _gate_rows(z_ptr, expand_z_ptr, row, rank, head, inside, stride_t, P, R, BLOCK_P)
+    dout = _dout_rows(dout_ptr, combine_ptr, first, row, rank, head, inside, H, P, R, BLOCK_P)
+    return dout * gate * open_
+
+
+@triton.jit
+def dy_rows(dy_ptr, first, row, rank, head, inside, H, P: tl.constexpr, R: tl.constexpr, BLOCK_P: tl.constexpr):
+    """Rows of dY [B, T, R, H, P] from the step `first` of all B * T steps on."""
+    at = dy_ptr + (first * R * H + head) * P
+    return value_rows(at, None, row, rank, head, inside, R * H * P, H * P, P, R, BLOCK_P)
+
+
+@triton.jit
+def store_dy_rows(
+    dy_ptr, dy, first, row, rank, head, inside, H, P: tl.constexpr, R: tl.constexpr, BLOCK_P: tl.constexpr
+):
+    """`dy_rows`, the other way."""
+    p = tl.arange(0, BLOCK_P)
+    at = dy_ptr + (first * R * H + head) * P + ((row * R + rank) * H)[:, None] * P + p[None, :]
+    tl.store(at, dy, mask=inside[:, None] & (p < P)[None, :])
+
+
+@triton.jit
+def store_gate_gradients(
+    y, dout_ptr, z_ptr, expand_z_ptr, combine_ptr, dz_ptr, dexpand_z_ptr, dcombine_ptr, first, partial, row, rank, t,
+    head, inside, here, H, stride_t,
+    P: tl.constexpr, R: tl.constexpr, STEPS: tl.constexpr, RANK: tl.constexpr, BLOCK_P: tl.constexpr,
+):  # fmt: skip
+    """dz of the steps `t` [B, T, H, P]; and the program's part of d combine and d expand_z, [., H, R, P].
+
+    `y` is what the gate multiplies, fp32 rows.
+    """
+    z, gate, open_ = _gate_rows(z_ptr, expand_z_ptr, row, rank, head, inside, stride_t, P, R, BLOCK_P)
+    if combine_ptr is not None:
+        dout = _dout_rows(dout_ptr, None, first, row, rank, head, inside, H, P, R, BLOCK_P)
+        store_by_rank(dcombine_ptr, partial, dout * y * gate * open_, STEPS, RANK, R, P, BLOCK_P)
+    dout = _dout_rows(dout_ptr, combine_ptr, first, row, rank, head, inside, H, P, R, BLOCK_P)
+    dz = dout * y * open_ * (1 + gate * (1 - open_))
+    if expand_z_ptr is not None:
+        store_by_rank(dexpand_z_ptr, partial, dz * z, STEPS, RANK, R, P, BLOCK_P)
+        dz *= _rank_vectors(expand_z_ptr, row, rank, head, inside, P, R, BLOCK_P)
+    dz = over_ranks(dz, STEPS, RANK, BLOCK_P)
+    p = tl.arange(0, BLOCK_P)
+    at = dz_ptr + (first * H + head) * P + (t * H)[:, None] * P + p[None, :]
+    tl.store(at, dz.to(dz_ptr.dtype.element_ty), mask=here[:, None] & (p < P)[None, :])
+
+
+@triton.jit
+def norm_backward(y, dy, norm_ptr, dnorm_ptr, partial, head, P: tl.constexpr, BLOCK_P: tl.constexpr):
+    """Through the RMS norm of each row with weights [H, P]; stores the program's part of their gradient [., H, P]."""
+    p = tl.arange(0, BLOCK_P)
+    rstd = tl.rsqrt(tl.sum(y * y, 1) / P + EPS)[:, None]
+    normed = y * rstd
+    tl.store(dnorm_ptr + partial * P + p, tl.sum(dy * normed, 0), mask=p < P)
+    dy *= tl.load(norm_ptr + head * P + p, mask=p < P, other=0.0)[None, :]
+    return rstd * (dy - normed * (tl.sum(dy * normed, 1) / P)[:, None])
+
+
+@triton.jit
+def store_by_rank(
+    out_ptr, partial, rows, STEPS: tl.constexpr, RANK: tl.constexpr, R: tl.constexpr, P: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+):  # fmt: skip
+    """The sum over the steps, for each rank: [STEPS * RANK, P] -> out[partial], [R, P]."""
+    total = over_steps(rows, STEPS, RANK, BLOCK_P)
+    r = tl.arange(0, RANK)
+    p = tl.arange(0, BLOCK_P)
+    out = (partial * R + r)[:, None] * P + p[None, :]
+    tl.store(out_ptr + out, total, mask=(r < R)[:, None] & (p < P)[None, :])
