@@ -73,7 +73,8 @@ def licence_of(distribution: Distribution) -> str:
     classifiers = [one for one in metadata.get_all("Classifier") or () if one.startswith("License ::")]
     declared += [" and ".join(one.split(" :: ")[-1] for one in classifiers)]
     found = next((text.strip().splitlines()[0] for text in declared if text and text.strip()), None)
-    if found is None and all(path.parts[0].endswith(".dist-info") for path in distribution.files or ()):
+    files = distribution.files  # None without a list of them: then nobody knows
+    if found is None and files and all(path.parts[0].endswith(".dist-info") for path in files):
         return LIST_OF_OTHERS  # as `cuda-toolkit`
     if found is None:
         raise BuildError(f"{distribution.name} declares no licence: find it out before it is shipped")

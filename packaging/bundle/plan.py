@@ -115,6 +115,14 @@ def foreign_modules(needed: Iterable[str]) -> list[str]:
     )
 
 
+def is_foreign_metadata(name: str, needed: Iterable[str]) -> bool:
+    """Whether a file describes a distribution that is not in the bundle; hooks collect those for checks of versions."""
+    folder = name.replace("\\", "/").split("/")[0]
+    if not folder.endswith(".dist-info"):
+        return False
+    return canonicalize_name(folder.split("-")[0]) not in {PROJECT, *needed}
+
+
 def is_unused_file(name: str) -> bool:
     """Whether a collected file (its path in the bundle) is left out."""
     return _UNUSED_FILES.match(name.replace("\\", "/")) is not None

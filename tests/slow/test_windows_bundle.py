@@ -15,7 +15,7 @@ from tests.slow import windows
 from tests.slow.test_executable import ARGS
 from tests.slow.windows import ROOT, Windows
 
-LIMIT_S = 3000
+LIMIT_S = 5400
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(LIMIT_S),

@@ -69,6 +69,13 @@ def test_a_distribution_that_only_names_others_needs_no_licence(installed):
     assert notices.licence_of(installed("toolkit")) == notices.LIST_OF_OTHERS
 
 
+def test_a_distribution_that_does_not_tell_its_files_needs_a_licence(installed, tmp_path):
+    one = installed("one")
+    (tmp_path / "site" / "one-2.dist-info" / "RECORD").unlink()
+    with pytest.raises(BuildError, match="one declares no licence"):
+        notices.licence_of(one)
+
+
 def test_the_bill_names_every_library_and_is_the_same_each_time(installed):
     installed("one", "License-Expression: MIT")
     installed("Two+3", "License-Expression: MIT")

@@ -61,6 +61,19 @@ def test_direct_modules_are_those_that_the_project_names_itself(installed):
     assert plan.direct_modules("project") == ["fastthing", "one"]
 
 
+@pytest.mark.parametrize(
+    "name, foreign",
+    [
+        ("scipy-1.18.1.dist-info/METADATA", True),
+        ("huggingface_hub-2.4.0.dist-info/METADATA", False),
+        ("sigma_trainer-0.1.0.dist-info\\METADATA", False),
+        ("scipy/__init__.py", False),
+    ],
+)
+def test_descriptions_of_distributions_that_are_not_in_the_bundle_are_left_out(name, foreign):
+    assert plan.is_foreign_metadata(name, ["huggingface-hub"]) is foreign
+
+
 def test_what_setuptools_brings_along_is_not_foreign_when_it_is_installed_too(installed):
     installed("zipp")
     installed("jaraco-text", modules=["jaraco"])
