@@ -80,7 +80,7 @@ def _build(
     tokenizer = load_tokenizer(config.data.tokenizer)
     model = build_model(config, tokenizer.vocab_size)
     model.to(device)  # pyright: ignore[reportArgumentType] - transformers wraps it without a type
-    optimizers = build_optimizers(dict(model.named_parameters()), model.parameter_roles(), config.train)
+    optimizers = build_optimizers(dict(model.named_parameters()), model.parameter_roles(), config.train, config.optim)
     data = stream_of(config, tokenizer)
     log, clock, progress = MetricsLog(run_dir, listeners), make_clock(device), Progress()
     # right behind the clock: the phases of the first row are to add up to its wall time too
@@ -259,6 +259,7 @@ def registry_of(
         "meter": meter,
     }.items():
         registry.register(name, part.state_dict, part.load_state_dict)
+    registry.register("optimizers", optimizers.state_dict, optimizers.load_state_dict, optimizers.check_state)
     registry.register("counters", counters.snapshot, counters.load)
     registry.register("rng", read_rng, write_rng)  # last: restoring the others may draw
     return registry

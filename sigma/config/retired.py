@@ -43,7 +43,7 @@ RETIRED: dict[str, str] = {
     "mamba-block-t mamba-block-n": "tiles are chosen for the device; the algorithm's chunk is --ssm-chunk",
     "mamba-step-scale": "the step size is learned",
     "instant-reversible-iters instant-comp-dim": "--instant-enabled recomputes exactly",
-    "muon-strict-split? muon-exclude-embeddings? muon-exclude-lm-head?": "Muon never owns embeddings, head or vectors",
+    "muon-strict-split?": "matrices go by their role; --muon-exclude-embeddings and its like decide about the rest",
     "muon-max-orthogonalized-dim": "matrices of every size are orthogonalised",
     "no-amp?": "use --precision fp32",
     "moe-gate-precision": "the router always computes in 32 bits",
@@ -115,8 +115,6 @@ _MUON = "comes later; muon is used"
 _BUNDLED = "comes with streamed data; bundled is used"
 VALUE_CHANGES: dict[tuple[str, str], ValueChange] = {
     ("optimizer", "c3o"): ValueChange("muon", _MUON),
-    ("optimizer", "normuon"): ValueChange("muon", _MUON),
-    ("optimizer", "adamuon"): ValueChange("muon", _MUON),
     ("optimizer", "gnprox"): ValueChange("muon", _MUON),
     ("data_backend", "hybrid"): ValueChange("bundled", _BUNDLED),
     ("data_backend", "hf"): ValueChange("bundled", _BUNDLED),

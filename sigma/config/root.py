@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from sigma.config.data import DataSection
 from sigma.config.model import ModelSection
+from sigma.config.optim import OptimSection
 from sigma.config.run import RunSection
 from sigma.config.train import TrainSection
 from sigma.core.errors import ConfigError
@@ -19,6 +20,7 @@ class RunConfig:
     model: ModelSection = field(default_factory=ModelSection)
     data: DataSection = field(default_factory=DataSection)
     train: TrainSection = field(default_factory=TrainSection)
+    optim: OptimSection = field(default_factory=OptimSection)
 
     def __post_init__(self) -> None:
         check_cross_section_rules(self)
@@ -26,7 +28,7 @@ class RunConfig:
 
 def check_cross_section_rules(config: RunConfig) -> None:
     """Raise ConfigError, naming both flags, when two values contradict each other. None means not yet resolved."""
-    model, data, train = config.model, config.data, config.train
+    model, data, train, optim = config.model, config.data, config.train, config.optim
     if model.mamba_ratio + model.attention_ratio < 1:
         raise ConfigError("--mamba-ratio and --attention-ratio are both 0; give at least one of them 1")
     if model.moe_top_k and model.n_routed_experts and model.moe_top_k > model.n_routed_experts:
@@ -45,3 +47,9 @@ def check_cross_section_rules(config: RunConfig) -> None:
         raise ConfigError(
             f"--warmup-share {train.warmup_share} and --decay-share {train.decay_share} add up to more than 1"
         )
+    if optim.weight_dtype != "fp32" and train.precision == "fp32":
+        raise ConfigError(f"--weight-dtype {optim.weight_dtype} needs --precision bf16, and it is fp32")
+    if optim.weight_dtype != "fp32" and train.optimizer == "adamw":
+        raise ConfigError(f"--weight-dtype {optim.weight_dtype} is for matrix optimizers; --optimizer is adamw")
+    if sum((optim.muon_block_period > 1, optim.muon_interval > 1, optim.teon_layers > 1)) > 1:
+        raise ConfigError("--muon-block-period, --muon-interval and --teon-layers exclude each other; leave two at 1")

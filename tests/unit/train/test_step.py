@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from sigma.config.optim import OptimSection
 from sigma.config.train import TrainSection
 from sigma.core.errors import SigmaError
 from sigma.optim.build import build_optimizers
@@ -27,7 +28,7 @@ def make(tiny: Any) -> Callable[..., Stepper]:
         events: list[tuple[str, dict[str, Any]]] = []
         retries: list[int] = []
         optimizers = build_optimizers(
-            dict(model.named_parameters()), model.parameter_roles(), replace(TRAIN, optimizer=optimizer)
+            dict(model.named_parameters()), model.parameter_roles(), replace(TRAIN, optimizer=optimizer), OptimSection()
         )
         stepper = Stepper(
             model,
