@@ -53,3 +53,5 @@ def check_cross_section_rules(config: RunConfig) -> None:
         raise ConfigError(f"--weight-dtype {optim.weight_dtype} is for matrix optimizers; --optimizer is adamw")
     if sum((optim.muon_block_period > 1, optim.muon_interval > 1, optim.teon_layers > 1)) > 1:
         raise ConfigError("--muon-block-period, --muon-interval and --teon-layers exclude each other; leave two at 1")
+    if optim.muon_interval > 1 and optim.muon_polynomial != "polar_express":
+        raise ConfigError("--muon-interval above 1 needs --muon-polynomial polar_express, whose transform can be kept")

@@ -9,15 +9,19 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from sigma.config.c3o import C3OSection
+from sigma.config.curvature import CurvatureSection
 from sigma.config.optim import OptimSection
 from sigma.config.train import TrainSection
 from sigma.core.errors import SigmaError
+from sigma.optim.adamuon import AdaMuon
 from sigma.optim.blocks import SEPARATOR
 from sigma.optim.matrix import MakeDirection, MatrixOptimizer
 from sigma.optim.muon import Muon
+from sigma.optim.normuon import NorMuon
 from sigma.optim.routing import Role, Route, format_table, refuse_other_table, route, table_of
 
-DIRECTIONS: dict[str, MakeDirection] = {"muon": Muon}
+DIRECTIONS: dict[str, MakeDirection] = {"muon": Muon, "normuon": NorMuon, "adamuon": AdaMuon}
 """`--optimizer` -> the direction of its hidden matrices. AdamW has none."""
 
 ADAM_SLOTS = ("step", "exp_avg", "exp_avg_sq")
@@ -47,10 +51,13 @@ class OptimizerSet:
             else:
                 group["lr"] = scale * group["peak_lr"]
 
-    def step(self, found_inf: Tensor) -> None:
-        """Update everything, or nothing when the device scalar `found_inf` is 1 (decided on the device, no wait)."""
+    def step(self, found_inf: Tensor, clip: Tensor | None = None) -> None:
+        """Update everything, or nothing when the device scalar `found_inf` is 1 (decided on the device, no wait).
+
+        `clip` is what the gradients have been multiplied with to bound their norm.
+        """
         if self.matrix is not None:
-            self.matrix.found_inf = found_inf
+            self.matrix.found_inf, self.matrix.clip = found_inf, clip
             self.matrix.step()
         if self.adamw is not None:
             self.adamw.found_inf = found_inf  # pyright: ignore[reportAttributeAccessIssue]
