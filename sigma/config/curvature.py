@@ -19,14 +19,12 @@ class CurvatureSection:
     gn_rows: int = opt(1, "gnprox: rows of the batch that a curvature measurement reads.", low=1, high=65536)
     gn_mode: Literal["polar", "newton", "clip"] = opt(
         "polar",
-        "gnprox: operator-norm ball. polar orthogonalises the step, newton keeps its direction, clip bounds its singular"
-        " values.",
+        "gnprox: polar orthogonalises the step, newton keeps its direction, clip bounds its singular values.",
     )
-    gn_exponent: float | None = opt(
-        None, "gnprox: power of the curvature; auto goes from 1/2 to 1 with the signal-to-noise ratio.", low=0, high=1
-    )
+    gn_noise_aware: bool = opt(True, "gnprox: power of the curvature from 1/2 to 1 with the signal-to-noise ratio.")
+    gn_exponent: float = opt(1.0, "gnprox: power of the curvature when it does not follow the noise.", low=0, high=1)
     gn_damping: float = opt(0.1, "gnprox: damping at the start, in units of the mean curvature.", low=0, high=1000)
-    gn_damping_min: float = opt(1e-3, "gnprox: smallest damping.", low=0, high=1000)
+    gn_damping_min: float = opt(1e-4, "gnprox: smallest damping.", low=0, high=1000)
     gn_damping_max: float = opt(10.0, "gnprox: largest damping.", low=0, high=1000)
     gn_damping_interval: int = opt(
         16, "gnprox: steps between two adaptions of the damping to the measured reduction.", low=1, high=10000

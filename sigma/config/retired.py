@@ -64,6 +64,19 @@ RETIRED: dict[str, str] = {
     "grpo-num-generations self-improver-frontier-alpha": "it never had an effect",
     "massive-improvement-enforced? forward-research-loop-enabled? replacement-policy-strict?": "it never had an effect",
     "hydra-unverified-cap-text hydra-sampo-verbosity-weight": "it never had an effect",
+    "gn-beta1 c3o-beta1": "use --muon-momentum",
+    "gn-eps gn-ns-steps gn-block-size": "the new gnprox divides exactly, in the eigenbasis of its curvature",
+    "gn-damping-up gn-damping-down gn-damping-gain": "the damping follows the measured reduction of the loss",
+    "gn-clip-grad c3o-grad-clip": "use --grad-clip",
+    "c3o-beta2 c3o-eps c3o-damping": "c3o shares out the step of --c3o-base, which has its own constants",
+    "c3o-block-size": "the blocks of c3o are the logical matrices of the model",
+    "c3o-credit-ema": "use --c3o-credit-ema-beta",
+    "c3o-credit-skip-threshold c3o-credit-clip-value": "credit shrinks with its noise; see --c3o-block-scale-max",
+    "c3o-trust-norm-refresh-steps c3o-trust-norm-refresh-drift": "norms are read where they are used",
+    "c3o-foreach-fused?": "matrices of one shape are always updated together",
+    "c3o-state-dtype": "use --momentum-dtype and --weight-dtype",
+    "c3o-credit-loss-weight c3o-credit-verifier-weight c3o-credit-speed-weight":
+        "credit is the slope of the loss along a block's step, and nothing else",
 }  # fmt: skip
 """Flags (without dashes) -> what stands in their place."""
 
@@ -74,13 +87,6 @@ NOT_YET: dict[str, str] = {
     "commoncrawl-max-files-per-worker-cycle commoncrawl-parallel-files":
         "comes with streamed web data; the bundled corpus is used",
     "instant-error-threshold": "comes with lossy INSTANT; the exact mode is used",
-    "gn-beta1 gn-beta2 gn-eps gn-damping gn-damping-min gn-damping-max gn-damping-up gn-damping-down gn-damping-gain "
-    "gn-ns-steps gn-block-size gn-clip-grad": "comes with the optimizer gnprox",
-    "c3o-beta1 c3o-beta2 c3o-eps c3o-damping c3o-grad-clip c3o-block-size c3o-credit-ema c3o-credit-gain "
-    "c3o-credit-skip-threshold c3o-block-scale-min c3o-block-scale-max c3o-trust-radius c3o-trust-norm-refresh-steps "
-    "c3o-trust-norm-refresh-drift c3o-foreach-fused? c3o-state-dtype": "comes with the optimizer c3o",
-    "c3o-credit-enabled? c3o-credit-ema-beta c3o-credit-loss-weight c3o-credit-verifier-weight c3o-credit-speed-weight "
-    "c3o-credit-clip-value": "comes with c3o credit",
     "grpo-backend grpo-code-timeout-sec grpo-reward-success grpo-reward-fail": "comes with reinforcement learning",
     "ttrl-group-size ttrl-interval ttrl-max-new-tokens ttrl-temperature ttrl-top-k ttrl-refine-iters "
     "ttrl-retry-temperature-decay ttrl-retry-top-k-decay ttrl-budget-min ttrl-budget-max ttrl-asym-verify-enabled? "
@@ -111,11 +117,8 @@ NOT_YET: dict[str, str] = {
 }  # fmt: skip
 """Flags (without dashes) -> the system that brings them."""
 
-_MUON = "comes later; muon is used"
 _BUNDLED = "comes with streamed data; bundled is used"
 VALUE_CHANGES: dict[tuple[str, str], ValueChange] = {
-    ("optimizer", "c3o"): ValueChange("muon", _MUON),
-    ("optimizer", "gnprox"): ValueChange("muon", _MUON),
     ("data_backend", "hybrid"): ValueChange("bundled", _BUNDLED),
     ("data_backend", "hf"): ValueChange("bundled", _BUNDLED),
     ("data_backend", "commoncrawl"): ValueChange("bundled", _BUNDLED),

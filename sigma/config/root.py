@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from sigma.config.c3o import C3OSection
+from sigma.config.curvature import CurvatureSection
 from sigma.config.data import DataSection
 from sigma.config.model import ModelSection
 from sigma.config.optim import OptimSection
@@ -21,6 +23,8 @@ class RunConfig:
     data: DataSection = field(default_factory=DataSection)
     train: TrainSection = field(default_factory=TrainSection)
     optim: OptimSection = field(default_factory=OptimSection)
+    curvature: CurvatureSection = field(default_factory=CurvatureSection)
+    c3o: C3OSection = field(default_factory=C3OSection)
 
     def __post_init__(self) -> None:
         check_cross_section_rules(self)
@@ -55,3 +59,19 @@ def check_cross_section_rules(config: RunConfig) -> None:
         raise ConfigError("--muon-block-period, --muon-interval and --teon-layers exclude each other; leave two at 1")
     if optim.muon_interval > 1 and optim.muon_polynomial != "polar_express":
         raise ConfigError("--muon-interval above 1 needs --muon-polynomial polar_express, whose transform can be kept")
+    _check_c3o(train.optimizer, config.c3o)
+    low, start, high = config.curvature.gn_damping_min, config.curvature.gn_damping, config.curvature.gn_damping_max
+    if not low <= start <= high:
+        raise ConfigError(f"--gn-damping {start} is outside --gn-damping-min {low} and --gn-damping-max {high}")
+
+
+def _check_c3o(optimizer: str, c3o: C3OSection) -> None:
+    if c3o.c3o_credit_enabled and optimizer != "c3o":
+        raise ConfigError(
+            f"--c3o-credit-enabled needs --optimizer c3o, and it is {optimizer}; choose c3o, or remove the switch"
+        )
+    if c3o.c3o_audit_interval % c3o.c3o_probe_interval:
+        raise ConfigError(
+            f"--c3o-audit-interval {c3o.c3o_audit_interval} is not a multiple of --c3o-probe-interval"
+            f" {c3o.c3o_probe_interval}: an audit takes back the step that a probe kept"
+        )

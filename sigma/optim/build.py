@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,13 +16,22 @@ from sigma.config.train import TrainSection
 from sigma.core.errors import SigmaError
 from sigma.optim.adamuon import AdaMuon
 from sigma.optim.blocks import SEPARATOR
-from sigma.optim.matrix import MakeDirection, MatrixOptimizer
+from sigma.optim.c3o import C3O
+from sigma.optim.gnprox import GNProx
+from sigma.optim.matrix import Direction, MakeDirection, MatrixOptimizer
 from sigma.optim.muon import Muon
 from sigma.optim.normuon import NorMuon
 from sigma.optim.routing import Role, Route, format_table, refuse_other_table, route, table_of
+from sigma.optim.soapmuon import SoapMuon
 
 DIRECTIONS: dict[str, MakeDirection] = {"muon": Muon, "normuon": NorMuon, "adamuon": AdaMuon}
 """`--optimizer` -> the direction of its hidden matrices. AdamW has none."""
+
+CURVED_DIRECTIONS: dict[str, Callable[[OptimSection, CurvatureSection], Direction]] = {
+    "soapmuon": SoapMuon,
+    "gnprox": GNProx,
+}
+"""Those with statistics of a curvature. `c3o` is one of either kind, shared out by credit."""
 
 ADAM_SLOTS = ("step", "exp_avg", "exp_avg_sq")
 
@@ -127,14 +136,29 @@ class OptimizerSet:
 
 
 def build_optimizers(
-    parameters: Mapping[str, Parameter], roles: Mapping[str, Role], train: TrainSection, optim: OptimSection
+    parameters: Mapping[str, Parameter],
+    roles: Mapping[str, Role],
+    train: TrainSection,
+    optim: OptimSection,
+    curvature: CurvatureSection,
+    c3o: C3OSection,
 ) -> OptimizerSet:
     """Route the parameters by role and build what `--optimizer` asks for. Raises ValueError for a missing role."""
     routes = route(parameters, roles, train, optim)
     owned, rest = ([r for r in routes if r.owner == owner] for owner in ("matrix", "adamw"))
-    matrix = MatrixOptimizer(parameters, owned, DIRECTIONS[train.optimizer](optim), optim) if owned else None
+    matrix = None
+    if owned:
+        base = c3o.c3o_base if train.optimizer == "c3o" else train.optimizer
+        allocation = C3O(c3o) if c3o.c3o_credit_enabled else None
+        matrix = MatrixOptimizer(parameters, owned, _direction(base, optim, curvature), optim, allocation)
     adamw = _adamw(parameters, rest, optim) if rest else None
     return OptimizerSet(parameters, routes, matrix, adamw, train.optimizer)
+
+
+def _direction(name: str, optim: OptimSection, curvature: CurvatureSection) -> Direction:
+    if name in CURVED_DIRECTIONS:
+        return CURVED_DIRECTIONS[name](optim, curvature)
+    return DIRECTIONS[name](optim)
 
 
 def _adamw(parameters: Mapping[str, Parameter], routes: Sequence[Route], optim: OptimSection) -> torch.optim.AdamW:

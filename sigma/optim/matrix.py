@@ -36,6 +36,11 @@ class Step:
     number: int
     found_inf: Tensor | None
     active_K: Tensor  # int32, 0 for a block whose gradient is all zero
+    clip: Tensor | None = None  # what clipping multiplied the gradients of this step with; None for 1
+
+    def unclipped(self, gradients_KMN: Tensor) -> Tensor:
+        """The gradients as they were before clipping: slopes of the loss, comparable between steps."""
+        return gradients_KMN if self.clip is None else gradients_KMN / self.clip
 
     def store(self, target: Tensor, value: Tensor) -> None:
         """Overwrite state, unless this step is skipped (`found_inf`)."""
@@ -122,6 +127,7 @@ class MatrixOptimizer:
     ) -> None:
         self.direction, self.allocation = direction, allocation
         self.found_inf: Tensor | None = None
+        self.clip: Tensor | None = None
         self.steps = 0
         self._optim = optim
         self._started = False
@@ -173,7 +179,7 @@ class MatrixOptimizer:
             found_inf=self.found_inf,
             dtype=self.direction.dtype,
         )
-        step = Step(self.steps, self.found_inf, active_K)
+        step = Step(self.steps, self.found_inf, active_K, self.clip)
         update = self.direction(batch, averaged, step)
         shares = self.allocation(batch, update, step) if self.allocation is not None else None
         rate_K, decay_K = self._rates(batch, update, shares)

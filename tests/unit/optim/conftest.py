@@ -9,6 +9,8 @@ import pytest
 import torch
 from torch.nn import Parameter
 
+from sigma.config.c3o import C3OSection
+from sigma.config.curvature import CurvatureSection
 from sigma.config.optim import OptimSection
 from sigma.config.train import TrainSection
 from sigma.optim.build import OptimizerSet, build_optimizers
@@ -22,17 +24,18 @@ SHAPES = {
     "norm": (3,),
 }  # fmt: skip
 Make = Callable[..., OptimizerSet]
-TRAIN_FIELDS = set(TrainSection.__dataclass_fields__)
 
 
 def make_set(seed: int = 3, **flags: Any) -> OptimizerSet:
-    """Optimizers over one parameter of each role; keyword arguments are flags of either section."""
+    """Optimizers over one parameter of each role; keyword arguments are flags of any section."""
     generator = torch.Generator().manual_seed(seed)
     parameters = {name: Parameter(torch.randn(*shape, generator=generator)) for name, shape in SHAPES.items()}
+    sections = {}
+    for kind in (OptimSection, CurvatureSection, C3OSection):
+        own = {name: flags.pop(name) for name in list(flags) if name in kind.__dataclass_fields__}
+        sections[kind] = kind(**own)
     train = {"steps": 10, "lr": 1e-2, "adam_lr": 2e-3, "optimizer": "muon"}
-    train |= {name: value for name, value in flags.items() if name in TRAIN_FIELDS}
-    optim = {name: value for name, value in flags.items() if name not in TRAIN_FIELDS}
-    return build_optimizers(parameters, ROLES, TrainSection(**train), OptimSection(**optim))
+    return build_optimizers(parameters, ROLES, TrainSection(**(train | flags)), *sections.values())
 
 
 def step(optimizers: OptimizerSet, seed: int, *, skip: bool = False, value: float | None = None) -> None:

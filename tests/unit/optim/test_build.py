@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from sigma.core.errors import SigmaError
-from sigma.optim.build import DIRECTIONS
+from sigma.optim.build import CURVED_DIRECTIONS, DIRECTIONS
 from tests.unit.optim.conftest import SHAPES, Make, same, step, values
 
-ALL = ["adamw", *DIRECTIONS]
+ALL = ["adamw", "c3o", *DIRECTIONS, *CURVED_DIRECTIONS]
 FAMILY = [name for name in DIRECTIONS if name in ("muon", "normuon", "adamuon")]
 STORAGE = [
     {},
