@@ -11,6 +11,7 @@ from sigma.config.optim import OptimSection
 from sigma.optim.blocks import BlockBatch
 from sigma.optim.matrix import UPDATE_RMS, Step, Update
 from sigma.optim.muon import Muon
+from sigma_kernels.matrix_step.reference import Form
 
 SQUARES = "squares"
 EPS = 1e-8
@@ -25,7 +26,7 @@ class AdaMuon(Muon):
 
     def __init__(self, optim: OptimSection) -> None:
         super().__init__(optim)
-        self.form = "sign"
+        self.form: Form = "sign"
         self._beta2 = optim.adamuon_beta2
 
     def prepare(self, batch: BlockBatch) -> None:

@@ -28,10 +28,12 @@ class Orthogonaliser:
         self._groups: dict[int, list[Tensor]] = {}
 
     def prepare(self, batch: BlockBatch) -> None:
-        """A slot for the transform that is used again between two orthogonalisations, if they are to be seldom."""
+        """A slot for the transform that is used again between two orthogonalisations, or the groups of layers."""
         if self._optim.muon_interval > 1:
             side = min(batch.rows, batch.columns)
             batch.new_state(TRANSFORM, (side, side), torch.float16)  # bf16 would lose the small directions
+        if self._optim.teon_layers > 1:
+            self._groups[id(batch)] = layer_groups(batch, self._optim.teon_layers)
 
     def __call__(self, batch: BlockBatch, averaged_KMN: Tensor, step: Step) -> Update:
         """The directions of a batch."""
@@ -86,12 +88,10 @@ class Orthogonaliser:
         return Update(moved, rms_factor(batch.rows, batch.columns), scale)
 
     def _layers_together(self, batch: BlockBatch, x_KMN: Tensor) -> Update:
-        """TEON (arXiv:2601.23261): the same matrix of consecutive layers, unfolded along its rows, has one polar factor.
+        """TEON (arXiv:2601.23261): the same matrix of k consecutive layers side by side, `[m, k n]`, is one matrix.
 
-        The side-by-side matrix is `[m, k n]`, and its scale is that of its own shape.
+        Its scale is that of its own shape; for k = 1 this is Muon.
         """
-        if id(batch) not in self._groups:
-            self._groups[id(batch)] = layer_groups(batch, self._optim.teon_layers)
         _, rows, columns = x_KMN.shape
         factor = rms_factor(rows, columns)
         out = torch.empty_like(x_KMN)

@@ -13,10 +13,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+ADDRESSES = 8  # that one launch carries
+ABSENT = 1 << 62  # in place of the address of a tensor that is not there; as long as every address of a GPU
+
 
 @dataclass
 class BlockTable:
-    """`address_P` in bytes (0 for a tensor that is not there), `owner_K` and `offset_K` in elements."""
+    """`address_P` in bytes, padded to whole launches; `owner_K` is p, `offset_K` counts elements."""
 
     address_P: Tensor
     owner_K: Tensor
@@ -56,7 +59,7 @@ class BlockList:
         if what not in self._tables:
             self._tables[what] = self._new_table()
         table = self._tables[what]
-        addresses = tuple(0 if t is None else t.data_ptr() for t in tensors)
+        addresses = tuple(ABSENT if t is None else t.data_ptr() for t in tensors)
         if addresses != table.written:
             from sigma_kernels.matrix_step.kernel import write_addresses
 
@@ -71,7 +74,7 @@ class BlockList:
                 owners.append(p)
                 offsets.append((e * shape[-2] + first_row) * self.columns)
         return BlockTable(
-            torch.zeros(len(self.shapes), dtype=torch.int64, device=self.device),
+            torch.zeros(-(-len(self.shapes) // ADDRESSES) * ADDRESSES, dtype=torch.int64, device=self.device),
             torch.tensor(owners, dtype=torch.int32, device=self.device),
             torch.tensor(offsets, dtype=torch.int64, device=self.device),
         )

@@ -28,7 +28,7 @@ def encode_int8(values_KMN: Tensor) -> tuple[Tensor, Tensor]:
     blocks = torch.nn.functional.pad(flat, (0, padding)).unflatten(1, (-1, BLOCK))
     scale = blocks.abs().amax(dim=2) / LEVELS
     codes = torch.where(scale[..., None] > 0, blocks / scale[..., None], 0.0).round()
-    return codes.to(torch.int8).flatten(1)[:, : flat.shape[1]].reshape(values_KMN.shape), scale
+    return codes.to(torch.int8).flatten(1)[:, : flat.shape[1]].reshape(values_KMN.shape).contiguous(), scale
 
 
 def decode_int8(codes_KMN: Tensor, scale: Tensor) -> Tensor:
@@ -50,6 +50,6 @@ def decode_residual(weight: Tensor, residual: Tensor) -> Tensor:
 
 
 def _ulp(weight: Tensor) -> Tensor:
-    """The distance of neighbouring bf16 numbers at `weight`, never below 2^-126."""
+    """The distance of neighbouring bf16 numbers at `weight`, never below 2^-100."""
     exponent = weight.float().view(torch.int32) & 0x7F800000
-    return exponent.view(torch.float32).clamp(min=2.0**-119) * 2.0**-7
+    return exponent.view(torch.float32).clamp(min=2.0**-93) * 2.0**-7

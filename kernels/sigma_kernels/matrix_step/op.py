@@ -45,6 +45,8 @@ def momentum_step(
     shape = (blocks.count, blocks.rows, blocks.columns)
     if tuple(momentum_KMN.shape) != shape or (momentum_KMN.dtype == torch.int8) != (scale is not None):
         raise ValueError(f"momentum_step: momentum is {momentum_KMN.dtype} {tuple(momentum_KMN.shape)}, not {shape}")
+    if not all(t.is_contiguous() for t in (momentum_KMN, scale) if t is not None):
+        raise ValueError("momentum_step: momentum and scale must be contiguous")
     counters.add("matrix_step.momentum")
     present = [g for g in gradients if g is not None]
     if dispatch.use_triton("matrix_step", momentum_KMN, limit=_limit(present)):
@@ -89,6 +91,8 @@ def weight_step(
         raise ValueError(f"weight_step: direction is {tuple(direction_KMN.shape)}, not {shape}")
     if scale is not None and tuple(scale.shape) not in {(shape[0], 1, 1), (*shape[:2], 1), (shape[0], 1, shape[2])}:
         raise ValueError(f"weight_step: scale is {tuple(scale.shape)}, which does not fit {shape}")
+    if residual_KMN is not None and (tuple(residual_KMN.shape) != shape or not residual_KMN.is_contiguous()):
+        raise ValueError(f"weight_step: residual is {tuple(residual_KMN.shape)}, not a contiguous {shape}")
     counters.add("matrix_step.weight")
     if dispatch.use_triton("matrix_step", direction_KMN, limit=_limit(weights)):
         from sigma_kernels.matrix_step.kernel import launch_weight_step as run

@@ -20,8 +20,8 @@ from torch import Tensor
 Triple = tuple[float, float, float]
 
 NEWTON_SCHULZ: Triple = (3.4445, -4.7750, 2.0315)
-# Iterations 1 to 5 for singular values from 1e-3, made safe for bf16 (safety 2e-2, cushion 2); later ones repeat the
-# last. As the public training codes print them (modded-nanogpt, nanochat, dion).
+# Iterations 1 to 5 for singular values from 1e-3, made safe for half precision (safety 2e-2, cushion 2); later ones
+# repeat the last. As the public training codes print them (modded-nanogpt, nanochat, dion).
 POLAR_EXPRESS: tuple[Triple, ...] = (
     (8.156554524902461, -22.48329292557795, 15.878769915207462),
     (4.042929935166739, -2.808917465908714, 0.5000178451051316),
@@ -30,7 +30,7 @@ POLAR_EXPRESS: tuple[Triple, ...] = (
     (2.3465413258596377, -1.7097828382687081, 0.42323551169305323),
 )
 EPS = 1e-7
-SAFETY, SAFETY_EPS = 1.02, 1e-6
+SAFETY, SAFETY_EPS = 1.02, 1e-12
 # In half precision the Gram matrix drifts and gets negative eigenvalues, so it is formed anew from X now and then.
 RESTART_AFTER = 2
 
@@ -65,7 +65,7 @@ def normalised(x_KMN: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 class Products(Protocol):
-    """The two symmetric products that both forms are made of; here in PyTorch, in `kernel.py` in Triton."""
+    """What both forms are made of; here in PyTorch, in `kernel.py` with symmetric products in Triton."""
 
     def gram(self, x_KMN: Tensor) -> Tensor:
         """X X^T."""
@@ -73,6 +73,10 @@ class Products(Protocol):
 
     def quadratic(self, gram_KMM: Tensor, triple: Triple) -> Tensor:
         """a I + b R + c R^2."""
+        ...
+
+    def apply(self, x_KMN: Tensor, triple: Triple) -> Tensor:
+        """(a I + b R + c R^2) X with R = X X^T."""
         ...
 
 
@@ -90,6 +94,12 @@ class TorchProducts:
         out.diagonal(dim1=-2, dim2=-1).add_(a)
         return out
 
+    def apply(self, x_KMN: Tensor, triple: Triple) -> Tensor:
+        """a X + (b R + c R^2) X: a is kept out of the matrix, where it would be rounded to half precision twice."""
+        a, b, c = triple
+        gram = self.gram(x_KMN)
+        return torch.baddbmm(x_KMN, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x_KMN, beta=a)
+
 
 class Polar(NamedTuple):
     """`polar = transform @ (X / norm)`; `transform_KMM` is known in the Gram form only."""
@@ -102,7 +112,7 @@ def direct_form(x_KMN: Tensor, triples: Sequence[Triple], products: Products) ->
     """X <- (a I + b R + c R^2) X with R = X X^T, for each polynomial; X wide, its norm at most 1."""
     x = x_KMN
     for triple in triples:
-        x = products.quadratic(products.gram(x), triple) @ x
+        x = products.apply(x, triple)
     return Polar(x, None)
 
 
