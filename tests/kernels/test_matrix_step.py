@@ -225,8 +225,8 @@ def test_the_momentum_kernel_keeps_full_occupancy_and_spills_nothing(momentum, c
     scale = "*fp32" if momentum == "*i8" else None
     usage = compile_kernel(
         kernel._momentum_step_kernel,
-        [*TABLE, momentum, scale, "*bf16", "*i32", "*fp32", "fp32"],
-        capability=capability, num_warps=kernel.WARPS, SIZE=1024 * 896, GRAD=tl.float32, FORM=0, ALIGNED=True,
+        [*TABLE, momentum, scale, "*bf16", "*i32", "*fp32", "fp32", "i32:16"],
+        capability=capability, num_warps=kernel.WARPS, GRAD=tl.float32, FORM=0, ALIGNED=True,
         TILE=kernel.TILE,
     )  # fmt: skip
     assert usage.spilled_bytes == 0
@@ -241,8 +241,8 @@ def test_the_weight_kernel_keeps_full_occupancy_and_spills_nothing(residual, cap
 
     usage = compile_kernel(
         kernel._weight_step_kernel,
-        [*TABLE, residual, "*fp16", "*fp32", "*fp32", "*fp32", "*i32", "*fp32", "i32", "i32"],
-        capability=capability, num_warps=kernel.WARPS, SIZE=1024 * 896, COLUMNS=896, SCALES=2,
+        [*TABLE, residual, "*fp16", "*fp32", "*fp32", "*fp32", "*i32", "*fp32", "i32", "i32", "i32:16"],
+        capability=capability, num_warps=kernel.WARPS, COLUMNS=896, SCALES=2,
         WEIGHT=tl.bfloat16 if residual else tl.float32, CAUTIOUS=True, PROX=False, ALIGNED=True, TILE=kernel.TILE,
     )  # fmt: skip
     assert usage.spilled_bytes == 0

@@ -57,23 +57,23 @@ def _lerp(start, end, weight):
 
 @triton.jit
 def _momentum_step_kernel(
-    address_ptr, owner_ptr, offset_ptr, momentum_ptr, scale_ptr, out_ptr, active_ptr, found_inf_ptr, beta,
-    SIZE: tl.constexpr, GRAD: tl.constexpr, FORM: tl.constexpr, ALIGNED: tl.constexpr, TILE: tl.constexpr,
+    address_ptr, owner_ptr, offset_ptr, momentum_ptr, scale_ptr, out_ptr, active_ptr, found_inf_ptr, beta, size,
+    GRAD: tl.constexpr, FORM: tl.constexpr, ALIGNED: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    TILES: tl.constexpr = (SIZE + TILE - 1) // TILE
-    k, tile = (tl.program_id(0) // TILES).to(tl.int64), tl.program_id(0) % TILES
+    tiles = tl.cdiv(size, TILE)
+    k, tile = (tl.program_id(0) // tiles).to(tl.int64), tl.program_id(0) % tiles
     at = tile * TILE + tl.arange(0, TILE)
-    inside = at < SIZE
+    inside = at < size
     address = tl.load(address_ptr + tl.load(owner_ptr + k))
     there = address != NO_TENSOR
     grad_ptr = address.to(tl.pointer_type(GRAD)) + tl.load(offset_ptr + k)
     if ALIGNED:
         grad_ptr = tl.multiple_of(grad_ptr, 16)
     grad = tl.load(grad_ptr + at, mask=inside & there, other=0.0).to(tl.float32)
-    here = k * SIZE + at
+    here = k * size + at
     past = tl.load(momentum_ptr + here, mask=inside, other=0).to(tl.float32)
     if scale_ptr is not None:
-        past *= tl.load(scale_ptr + k * TILES + tile)
+        past *= tl.load(scale_ptr + k * tiles + tile)
     average = _lerp(past, grad, 1.0 - beta)
     if FORM == 0:
         out = _lerp(grad, average, beta)
@@ -90,7 +90,7 @@ def _momentum_step_kernel(
             scale = tl.div_rn(tl.max(tl.where(inside, tl.abs(average), 0.0), axis=0), CODE_LEVELS)
             codes = tl.where(scale > 0, tl.div_rn(average, tl.where(scale > 0, scale, 1.0)), 0.0)
             codes = (codes + ROUND) - ROUND
-            tl.store(scale_ptr + k * TILES + tile, scale)
+            tl.store(scale_ptr + k * tiles + tile, scale)
             tl.store(momentum_ptr + here, codes.to(tl.int8), mask=inside)
         else:
             tl.store(momentum_ptr + here, average.to(momentum_ptr.dtype.element_ty), mask=inside)
@@ -106,19 +106,19 @@ def _ulp(weight):
 @triton.jit
 def _weight_step_kernel(
     address_ptr, owner_ptr, offset_ptr, residual_ptr, direction_ptr, scale_ptr, rate_ptr, decay_ptr, active_ptr,
-    found_inf_ptr, stride_rate, stride_decay,
-    SIZE: tl.constexpr, COLUMNS: tl.constexpr, SCALES: tl.constexpr, WEIGHT: tl.constexpr, CAUTIOUS: tl.constexpr,
+    found_inf_ptr, stride_rate, stride_decay, size,
+    COLUMNS: tl.constexpr, SCALES: tl.constexpr, WEIGHT: tl.constexpr, CAUTIOUS: tl.constexpr,
     PROX: tl.constexpr, ALIGNED: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    TILES: tl.constexpr = (SIZE + TILE - 1) // TILE
-    k, tile = (tl.program_id(0) // TILES).to(tl.int64), tl.program_id(0) % TILES
+    tiles = tl.cdiv(size, TILE)
+    k, tile = (tl.program_id(0) // tiles).to(tl.int64), tl.program_id(0) % tiles
     if _skipped(found_inf_ptr):
         return
     if tl.load(active_ptr + k) == 0:
         return
     at = tile * TILE + tl.arange(0, TILE)
-    inside = at < SIZE
-    here = k * SIZE + at
+    inside = at < size
+    here = k * size + at
     address = tl.load(address_ptr + tl.load(owner_ptr + k))
     weight_ptr = address.to(tl.pointer_type(WEIGHT)) + tl.load(offset_ptr + k)
     if ALIGNED:
@@ -131,7 +131,7 @@ def _weight_step_kernel(
     if SCALES == 1:
         update *= tl.load(scale_ptr + k)
     elif SCALES == 2:  # one for each row
-        update *= tl.load(scale_ptr + k * (SIZE // COLUMNS) + at // COLUMNS, mask=inside, other=0.0)
+        update *= tl.load(scale_ptr + k * (size // COLUMNS) + at // COLUMNS, mask=inside, other=0.0)
     elif SCALES == 3:  # one for each column
         update *= tl.load(scale_ptr + k * COLUMNS + at % COLUMNS, mask=inside, other=0.0)
     rate, decay = tl.load(rate_ptr + k * stride_rate), tl.load(decay_ptr + k * stride_decay)
@@ -177,6 +177,7 @@ def launch_momentum_step(
     with torch.cuda.device_of(momentum_KMN):
         _momentum_step_kernel[_grid(blocks)](
             table.address_P, table.owner_K, table.offset_K, momentum_KMN, scale, out_KMN, active_K, found_inf, beta,
+            blocks.rows * blocks.columns,
             GRAD=_type(present[0] if present else out_KMN), FORM=("nesterov", "average", "sign").index(form),
             **tile_of(blocks, table),
         )  # fmt: skip
@@ -205,17 +206,20 @@ def launch_weight_step(
         _weight_step_kernel[_grid(blocks)](
             table.address_P, table.owner_K, table.offset_K, residual_KMN, direction_KMN.contiguous(),
             None if scale is None else scale.contiguous(), rate_K, decay_K, active_K, found_inf,
-            rate_K.stride(0), decay_K.stride(0),
+            rate_K.stride(0), decay_K.stride(0), blocks.rows * blocks.columns,
             COLUMNS=blocks.columns, SCALES=scales, WEIGHT=_type(weights[0]), CAUTIOUS=decay.startswith("cautious"),
             PROX=decay.endswith("prox"), **tile_of(blocks, table),
         )  # fmt: skip
 
 
 def tile_of(blocks: BlockList, table: BlockTable) -> dict[str, Any]:
-    """Compile-time arguments that both kernels share. ALIGNED: every matrix starts at a multiple of 16 bytes."""
+    """Compile-time arguments that both kernels share. ALIGNED: every matrix starts at a multiple of 16 bytes.
+
+    The size of the matrices is not among them: it would compile both kernels anew for each shape of a model.
+    """
     sizes = [shape[-2] * shape[-1] for shape in blocks.shapes] + [first * blocks.columns for first, _ in blocks.ranges]
     aligned = all(size % 8 == 0 for size in sizes) and all(address % 16 == 0 for address in table.written)
-    return {"SIZE": blocks.rows * blocks.columns, "ALIGNED": aligned, "TILE": TILE, "num_warps": WARPS}
+    return {"ALIGNED": aligned, "TILE": TILE, "num_warps": WARPS}
 
 
 def _grid(blocks: BlockList) -> tuple[int]:

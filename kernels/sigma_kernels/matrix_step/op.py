@@ -107,4 +107,6 @@ def weight_step(
 def _limit(tensors: Sequence[Tensor]) -> str | None:
     if any(not t.is_contiguous() for t in tensors):
         return "a tensor is not contiguous"
+    if len({t.dtype for t in tensors}) > 1:
+        return "the tensors have several types"
     return None
