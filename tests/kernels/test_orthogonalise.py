@@ -159,7 +159,7 @@ def test_what_is_no_batch_or_no_iteration_is_refused(shape, iterations):
 @pytest.mark.parametrize("quadratic", [False, True], ids=["gram", "quadratic"])
 def test_the_kernel_fits_a_consumer_gpu_and_spills_nothing(quadratic, rows, capability):
     kernel = pytest.importorskip("sigma_kernels.orthogonalise.kernel", exc_type=ImportError)
-    types = ["*fp16", "*fp16", *["i32:16"] * 5, "fp32", "fp32", "fp32"]
+    types = ["*fp16", "*fp16", "*fp16", *["i32:16"] * 7, "fp32", "fp32", "fp32"]
     tile = kernel.tile_of(rows, capability)
     options = {"num_stages": tile.pop("num_stages")}
     usage = compile_kernel(

@@ -1,4 +1,4 @@
-"""The symmetric products of an orthogonalisation in Triton: X X^T and a I + b R + c R^2 compute one half and mirror it.
+"""The symmetric products of an orthogonalisation in Triton: X X^T, R S, a I + b R + c R^2: one half, mirrored.
 
 A program owns a square tile on or above the diagonal and writes it twice. What a tile below would cost is a program
 that returns at once. No autotuning: sizes follow from the shape and the device.
@@ -22,22 +22,23 @@ from sigma_kernels.orthogonalise.reference import Triple
 
 @triton.jit
 def _symmetric_product_kernel(
-    x_ptr, out_ptr, rows, columns, stride_xb, stride_xm, stride_ob, a, b, c,
+    x_ptr, y_ptr, out_ptr, rows, columns, stride_xb, stride_xm, stride_yb, stride_ym, stride_ob, a, b, c,
     QUADRATIC: tl.constexpr, BLOCK: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """out = X X^T, or with QUADRATIC a I + b X + c X X^T for a symmetric X."""
+    """out = X Y^T, which must be symmetric, or with QUADRATIC a I + b X + c X Y^T."""
     tiles = tl.cdiv(rows, BLOCK)
     k = tl.program_id(0) // (tiles * tiles)  # tiles of one matrix are neighbours: they share its rows in the cache
     i, j = tl.program_id(0) // tiles % tiles, tl.program_id(0) % tiles
     if i > j:
         return
     x_ptr += k.to(tl.int64) * stride_xb
+    y_ptr += k.to(tl.int64) * stride_yb
     out_ptr += k.to(tl.int64) * stride_ob
     row = i * BLOCK + tl.arange(0, BLOCK)
     other = j * BLOCK + tl.arange(0, BLOCK)
     inner = tl.arange(0, BLOCK_K)
     left_ptr = x_ptr + row[:, None].to(tl.int64) * stride_xm + inner[None, :]
-    right_ptr = x_ptr + other[:, None].to(tl.int64) * stride_xm + inner[None, :]
+    right_ptr = y_ptr + other[:, None].to(tl.int64) * stride_ym + inner[None, :]
     total = tl.zeros((BLOCK, BLOCK), tl.float32)
     for start in range(0, columns, BLOCK_K):
         here = inner[None, :] < columns - start
@@ -61,19 +62,23 @@ class TritonProducts:
 
     def gram(self, x_KMN: Tensor) -> Tensor:
         """X X^T."""
-        return _launch(x_KMN, None)
+        return _launch(x_KMN, x_KMN, None)
+
+    def symmetric(self, left_KMM: Tensor, right_KMM: Tensor) -> Tensor:
+        """The product of two symmetric matrices that commute."""
+        return _launch(left_KMM, right_KMM, None)
 
     def quadratic(self, gram_KMM: Tensor, triple: Triple) -> Tensor:
         """a I + b R + c R^2."""
-        return _launch(gram_KMM, triple)
+        return _launch(gram_KMM, gram_KMM, triple)
 
     def apply(self, x_KMN: Tensor, triple: Triple) -> Tensor:
         """(a I + b R + c R^2) X: a in the matrix, which is rounded once, saves a pass over X."""
         return self.quadratic(self.gram(x_KMN), triple) @ x_KMN
 
 
-def _launch(x_KMN: Tensor, triple: Triple | None) -> Tensor:
-    x = x_KMN if x_KMN.stride(2) == 1 else x_KMN.contiguous()
+def _launch(x_KMN: Tensor, y_KMN: Tensor, triple: Triple | None) -> Tensor:
+    x, y = (t if t.stride(2) == 1 else t.contiguous() for t in (x_KMN, y_KMN))
     count, rows, columns = x.shape
     out = torch.empty((count, rows, rows), dtype=x.dtype, device=x.device)
     tile = tile_of(rows, _capability(x))
@@ -82,7 +87,7 @@ def _launch(x_KMN: Tensor, triple: Triple | None) -> Tensor:
     counters.add("orthogonalise.symmetric_products")
     with torch.cuda.device_of(x):
         _symmetric_product_kernel[(count * tiles * tiles,)](
-            x, out, rows, columns, x.stride(0), x.stride(1), out.stride(0), a, b, c,
+            x, y, out, rows, columns, x.stride(0), x.stride(1), y.stride(0), y.stride(1), out.stride(0), a, b, c,
             QUADRATIC=triple is not None, **tile,
         )  # fmt: skip
     return out

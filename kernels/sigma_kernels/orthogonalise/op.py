@@ -65,12 +65,12 @@ def orthogonalise_with_transform(x_KMN: Tensor, *, iterations: int = 5) -> tuple
     """
     _check(x_KMN, iterations)
     counters.add("orthogonalise.matrices", x_KMN.shape[0])
-    found = [_polar(part, iterations, "gram") for part in _chunks(x_KMN)]
+    found = [_polar(part, iterations, "gram", transform=True) for part in _chunks(x_KMN)]
     transforms = [f.transform_KMM for f in found if f.transform_KMM is not None]
     return torch.cat([f.polar_KMN for f in found]), torch.cat(transforms)
 
 
-def _polar(x_KMN: Tensor, iterations: int, form: Form) -> Polar:
+def _polar(x_KMN: Tensor, iterations: int, form: Form, *, transform: bool = False) -> Polar:
     rows, columns = sorted(x_KMN.shape[1:])
     if form == "auto":
         long = columns >= GRAM_FROM_ASPECT * rows and rows >= GRAM_FROM_ROWS
@@ -79,8 +79,10 @@ def _polar(x_KMN: Tensor, iterations: int, form: Form) -> Polar:
     x = normalised(x_KMN, torch.float16 if x_KMN.is_cuda or dispatch.interpreting() else host)
     tall = x.shape[1] > x.shape[2]
     x = x.mT.contiguous() if tall else x
-    run = direct_form if form == "direct" else gram_form
-    polar = run(x, polynomials(iterations), _products(x))
+    triples, products = polynomials(iterations), _products(x)
+    polar = (
+        direct_form(x, triples, products) if form == "direct" else gram_form(x, triples, products, transform=transform)
+    )
     return Polar(polar.polar_KMN.mT if tall else polar.polar_KMN, polar.transform_KMM)
 
 

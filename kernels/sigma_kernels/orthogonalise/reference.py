@@ -75,6 +75,10 @@ class Products(Protocol):
         """a I + b R + c R^2."""
         ...
 
+    def symmetric(self, left_KMM: Tensor, right_KMM: Tensor) -> Tensor:
+        """The product of two symmetric matrices that commute, which is symmetric."""
+        ...
+
     def apply(self, x_KMN: Tensor, triple: Triple) -> Tensor:
         """(a I + b R + c R^2) X with R = X X^T."""
         ...
@@ -94,6 +98,10 @@ class TorchProducts:
         out.diagonal(dim1=-2, dim2=-1).add_(a)
         return out
 
+    def symmetric(self, left_KMM: Tensor, right_KMM: Tensor) -> Tensor:
+        """The product of two symmetric matrices that commute."""
+        return left_KMM @ right_KMM
+
     def apply(self, x_KMN: Tensor, triple: Triple) -> Tensor:
         """a X + (b R + c R^2) X: a is kept out of the matrix, where it would be rounded to half precision twice."""
         a, b, c = triple
@@ -102,7 +110,7 @@ class TorchProducts:
 
 
 class Polar(NamedTuple):
-    """`polar = transform @ (X / norm)`; `transform_KMM` is known in the Gram form only."""
+    """`polar = transform @ (X / norm)`; `transform_KMM` is there where it was asked for."""
 
     polar_KMN: Tensor
     transform_KMM: Tensor | None
@@ -116,13 +124,15 @@ def direct_form(x_KMN: Tensor, triples: Sequence[Triple], products: Products) ->
     return Polar(x, None)
 
 
-def gram_form(x_KMN: Tensor, triples: Sequence[Triple], products: Products) -> Polar:
+def gram_form(x_KMN: Tensor, triples: Sequence[Triple], products: Products, *, transform: bool = False) -> Polar:
     """Q X with the product Q of all polynomials, made from R = X X^T alone; X wide, its norm at most 1."""
     x, whole = x_KMN, None
     for part in (triples[:RESTART_AFTER], triples[RESTART_AFTER:]):
         if part:
             q = _product_of_polynomials(products.gram(x), part, products)
-            x, whole = q @ x, q if whole is None else q @ whole
+            x = q @ x
+            if transform:
+                whole = q if whole is None else products.symmetric(q, whole)
     return Polar(x, whole)
 
 
@@ -130,8 +140,8 @@ def _product_of_polynomials(gram: Tensor, triples: Sequence[Triple], products: P
     whole = None
     for i, triple in enumerate(triples):
         z = products.quadratic(gram, triple)
-        whole = z if whole is None else z @ whole  # all are polynomials of one matrix: they commute
+        whole = z if whole is None else products.symmetric(z, whole)  # polynomials of one matrix commute
         if i + 1 < len(triples):
-            gram = z @ gram @ z
+            gram = products.symmetric(products.symmetric(z, gram), z)
     assert whole is not None
     return whole

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sigma_kernels import counters, dispatch
-from sigma_kernels.orthogonalise.kernel import TritonProducts
+from sigma_kernels.orthogonalise.kernel import TritonProducts, tile_of
 from sigma_kernels.orthogonalise.op import orthogonalise
 from tests.kernels.orthogonalise_cases import random_batch, relative
 from tests.kernels.tolerance import assert_close
@@ -36,6 +36,22 @@ def test_the_quadratic_is_exact_up_to_its_rounding(size, dtype):
     r = gram.double()
     want = a * torch.eye(size, dtype=torch.float64) + b * r + c * (r @ r)
     assert_close("quadratic", TritonProducts().quadratic(gram, TRIPLE), want)
+
+
+@pytest.mark.parametrize("size", [1, 33, 300])
+def test_the_product_of_commuting_symmetric_matrices_is_its_upper_tiles_mirrored(size):
+    r = half(1, size, 40, dtype=torch.float64)
+    r = r @ r.mT
+    left, right = (r @ r).half(), (0.5 * r + 0.1 * torch.eye(size, dtype=torch.float64)).half()
+    got, exact = TritonProducts().symmetric(left, right), left.double() @ right.double()
+    # rounded, the two do not commute exactly: the tiles from the diagonal up count
+    tile = torch.arange(size) // tile_of(size, 90)["BLOCK"]
+    blocks = tile[:, None] <= tile
+    upper = torch.where(blocks, exact, 0)
+    assert relative(torch.where(blocks, got.double(), 0), upper) < 1e-3
+    below = tile[:, None] > tile
+    assert torch.equal(got[:, below], got.mT[:, below])
+    assert relative(got, exact) < 0.05
 
 
 def test_rows_of_a_wider_tensor_are_read_in_place():
