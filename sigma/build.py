@@ -145,11 +145,13 @@ def optimizers_of(config: RunConfig, model: SigmaForCausalLM) -> OptimizerSet:
 def features_of(config: RunConfig, optimizers: OptimizerSet) -> list[Feature]:
     """The enabled features, in the order in which their hooks run.
 
-    Those of the optimizers run extra forwards before the step, so they come before those that count forwards.
+    Those of the optimizers run forwards of their own before the step: after INSTANT has measured the first one, before
+    differential attention begins to count.
     """
-    features = optimizer_features(config, optimizers)
+    features: list[Feature] = []
     if config.train.instant_enabled:
         features.append(Instant())
+    features += optimizer_features(config, optimizers)
     if config.model.attention_ratio > 0:
         features.append(DiffMla())
     return features
@@ -166,7 +168,7 @@ def optimizer_features(config: RunConfig, optimizers: OptimizerSet) -> list[Feat
         gn = config.curvature
         watched = min(gn.gn_rows, rows)
         kwargs = {"interval": gn.gn_interval, "rows": watched, "reduction_rows": rows, "seed": config.run.seed}
-        features.append(GNProxCurvature(matrix, matrix.direction, **kwargs))
+        features.append(GNProxCurvature(matrix, matrix.direction, **kwargs, drawn=gn.gn_labels == "drawn"))
     if isinstance(matrix.allocation, C3O):
         c3o = config.c3o
         kwargs = {"interval": c3o.c3o_audit_interval, "blocks": c3o.c3o_audit_blocks, "rows": rows}

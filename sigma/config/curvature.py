@@ -17,6 +17,9 @@ class CurvatureSection:
     gn_beta2: float = opt(0.9, "gnprox: weight of the past in the curvature statistics.", low=0, high=0.9999)
     gn_interval: int = opt(10, "gnprox: steps between two measurements of the curvature.", low=1, high=10000)
     gn_rows: int = opt(1, "gnprox: rows of the batch that a curvature measurement reads.", low=1, high=65536)
+    gn_labels: Literal["drawn", "text"] = opt(
+        "drawn", "gnprox: labels of a measurement; those of the text give the empirical Fisher matrix, as an ablation."
+    )
     gn_mode: Literal["polar", "newton", "clip"] = opt(
         "polar",
         "gnprox: polar orthogonalises the step, newton keeps its direction, clip bounds its singular values.",

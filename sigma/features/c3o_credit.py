@@ -1,5 +1,6 @@
 """The plug of C3O credit: audits whether credit predicts, lets it act only then, and guards against divergence.
 
+A probe reads the slopes of all blocks on a batch that their last step has not seen, with and without that step.
 An audit takes the last step of a few blocks back, one block at a time, and reads what that costs on a batch that the
 step has not seen: a true counterfactual. Credit had said what it would cost.
 """
@@ -24,7 +25,7 @@ class C3OCredit(Feature):
     """`calls` are optimizer steps under credit; a step is `effective` when the shares differed from the base's.
 
     Credit that audits itself inactive works on (it measures) and changes nothing; the column `verdict` says so.
-    `rows` are the rows of a forward pass.
+    `rows` are those of a forward pass; a probe takes a quarter of them.
     """
 
     name = "c3o_credit"
@@ -32,6 +33,7 @@ class C3OCredit(Feature):
     def __init__(self, c3o: C3O, *, interval: int, blocks: int, rows: int, seed: int) -> None:
         self.c3o, self.audits = c3o, AuditLog()
         self._interval, self._blocks, self._rows, self._seed = interval, blocks, slice(0, rows), seed
+        self._probe_rows = slice(0, max(1, rows // 4))
         self._before: Tensor | None = None
 
     def setup(self, ctx: Context) -> None:
@@ -39,10 +41,26 @@ class C3OCredit(Feature):
         self._ctx = ctx
 
     def on_batch(self, s: StepState) -> None:
-        """Audit the step before this one on this batch; remember its loss where the guard is due."""
+        """Probe and audit the step before this one on this batch; remember its loss where the guard is due."""
+        if self.c3o.measures(s.step):
+            self._probe(s)
         if (s.step - 1) % self._interval == 0 and s.step > self.c3o.interval:
             self._audit(s)
         self._before = self._loss(s) if self.c3o.active and s.step % GUARD_INTERVAL == 0 else None
+
+    def _probe(self, s: StepState) -> None:
+        after = self._slopes(s)
+        with self.c3o.before_probe():
+            before = self._slopes(s)
+        self.c3o.note_bends(before - after)
+
+    def _slopes(self, s: StepState) -> Tensor:
+        with torch.enable_grad(), self._ctx.undone():
+            self._ctx.loss(s.batch, self._probe_rows).backward()
+        slopes = self.c3o.slopes()
+        for parameter in self._ctx.model.parameters():
+            parameter.grad = None
+        return slopes
 
     def _audit(self, s: StepState) -> None:
         if self.c3o.probed_at() != s.step - 1 or float(self.c3o.credit.mass) == 0:
@@ -51,7 +69,7 @@ class C3OCredit(Feature):
         base = self._loss(s)
         costs = []
         for block in chosen:
-            with self.c3o.without_last_step(block):
+            with self.c3o.before_probe(block):
                 costs.append(self._loss(s) - base)
         predicted, energy = self.c3o.predicted(chosen)
         # per unit of energy: large blocks cost more than small ones whatever anybody predicts

@@ -18,16 +18,25 @@ from sigma.train.feature import Context, Feature, StepState, Work
 class GNProxCurvature(Feature):
     """`calls` are measurements of the curvature; one is `effective` when it was finite and moved the averages.
 
-    `rows` rows of the batch are read every `interval` steps; the reduction is read on `reduction_rows` of them.
+    `rows` rows of the batch are read every `interval` steps; the reduction is read on `reduction_rows` of them. `drawn`
+    is False for an ablation with the labels of the text.
     """
 
     name = "gnprox"
 
     def __init__(
-        self, matrix: MatrixOptimizer, direction: GNProx, *, interval: int, rows: int, reduction_rows: int, seed: int
+        self,
+        matrix: MatrixOptimizer,
+        direction: GNProx,
+        *,
+        interval: int,
+        rows: int,
+        reduction_rows: int,
+        seed: int,
+        drawn: bool = True,
     ) -> None:
         self.matrix, self.direction = matrix, direction
-        self._interval, self._seed = interval, seed
+        self._interval, self._seed, self._drawn = interval, seed, drawn
         self._rows, self._reduction_rows = slice(0, rows), slice(0, reduction_rows)
         self._before: tuple[list[Tensor], list[Tensor]] | None = None
 
@@ -50,7 +59,7 @@ class GNProxCurvature(Feature):
     def _measure(self, s: StepState) -> Tensor:
         statistics, watched = self.direction.statistics, self.direction.statistics.watched()
         device = statistics.batches[0].device
-        generator = torch.Generator(device).manual_seed(self._seed + s.step)
+        generator = torch.Generator(device).manual_seed(self._seed + s.step) if self._drawn else None
         seen: set[nn.Parameter] = set()
         statistics.begin()
         labels_BT = s.batch.labels_BT[self._rows].to(device)

@@ -1,8 +1,8 @@
 """C3O: the steps of a base direction, shared out between logical blocks by their measured credit.
 
 `c3o_credit` holds the mathematics, `c3o_audit` the verdict whether credit may act; this file takes the measurements
-inside the optimizer's step. In step n P of `interval` steps the update u is kept; the two steps after it measure.
-While the verdict is not `active` the allocation is None, and every step is the base optimizer's, bit for bit.
+inside the optimizer's step. Every `interval` steps the update u is kept. Before the step after it, the feature measures
+the bend of the loss along all of them on the new batch; in that step the gradient gives the slopes. While the verdict is not `active` the allocation is None, and every step is the base optimizer's, bit for bit.
 """
 
 from __future__ import annotations
@@ -20,8 +20,7 @@ from sigma.optim.blocks import BlockBatch
 from sigma.optim.c3o_credit import Credit, CreditSettings, Probe, trust_bounds
 from sigma.optim.matrix import Step, Update
 
-PROBE, PROBE_STEP, PROBE_RATE = "probe", "probe_step", "probe_rate"
-SLOPE, SLOPE_STEP, MOVED = "probe_slope", "probe_slope_step", "probe_moved"
+PROBE, PROBE_STEP, PROBE_RATE, PROBE_SHARE = "probe", "probe_step", "probe_rate", "probe_share"
 GUARD_RECOVERY = 2 ** (1 / 500)
 """Factor of a step with which the divergence guard lets go again: 500 steps for each halving."""
 _TINY = 1e-30
@@ -57,16 +56,16 @@ class C3O:
         """1 when the newest step of a block differed from the base's."""
         self._numbers: dict[int, int] = {}
         self._credit: Credit | None = None
-        self._next_slopes: list[Tensor] = []
+        self._slopes: list[Tensor] = []
+        self._bends: Tensor | None = None
         self._saved: Mapping[str, Any] = {}  # of a checkpoint, until the blocks are known
 
     def prepare(self, batch: BlockBatch) -> None:
-        """The slots of a probe: the update kept, its step and rate, and what the step after it measured."""
+        """The slots of a probe: the update kept, its step, rate and share."""
         batch.new_state(PROBE, (batch.rows, batch.columns), torch.bfloat16)
-        for slot in (PROBE_RATE, SLOPE, MOVED):
+        for slot in (PROBE_RATE, PROBE_SHARE):
             batch.new_state(slot, (), torch.float32)
-        for slot in (PROBE_STEP, SLOPE_STEP):
-            batch.new_state(slot, (), torch.int64)
+        batch.new_state(PROBE_STEP, (), torch.int64)
         self.guard, self.rises = self.guard.to(batch.device), self.rises.to(batch.device)
         self._numbers[id(batch)] = len(self.batches)
         self.batches.append(batch)
@@ -88,14 +87,10 @@ class C3O:
         if number == 0:
             self._begin(step)
         shares = self.credit.scale()[own] * self.guard if self.active else None
-        rate = batch.lr.float().expand(batch.count) if shares is None else batch.lr.float() * shares
-        phase = step.number % self.interval
-        if phase == 0:
-            self._keep(batch, update, rate, step)
-        elif phase == 1 and step.number > self.interval:
-            self._measure(batch, update, rate, step)
-        elif phase == 2 and step.number > self.interval:
-            self._finish(batch, number, step)
+        if step.number % self.interval == 0:
+            self._keep(batch, update, shares, step)
+        elif self._bends is not None:
+            self._measure(batch, number, step)
         return shares
 
     def _begin(self, step: Step) -> None:
@@ -104,33 +99,45 @@ class C3O:
         taken = different if step.found_inf is None else different & (step.found_inf == 0)
         self.changed = taken.to(torch.int64) * self.active
 
-    def _keep(self, batch: BlockBatch, update: Update, rate: Tensor, step: Step) -> None:
+    def _keep(self, batch: BlockBatch, update: Update, shares: Tensor | None, step: Step) -> None:
+        share = torch.ones_like(batch.state[PROBE_SHARE]) if shares is None else shares
         moving = (step.active_K != 0)[:, None, None]
         step.store(batch.state[PROBE], update.dense() * moving)
-        step.store(batch.state[PROBE_RATE], rate)
+        step.store(batch.state[PROBE_SHARE], share)
+        step.store(batch.state[PROBE_RATE], batch.lr.float() * share)
         step.store(batch.state[PROBE_STEP], torch.full_like(batch.state[PROBE_STEP], step.number))
 
-    def _measure(self, batch: BlockBatch, update: Update, rate: Tensor, step: Step) -> None:
-        probe = batch.state[PROBE].float()
-        energy = _inner(probe, probe).clamp(min=_TINY)
-        along = rate * _inner(update.dense(), probe) / energy * (step.active_K != 0)
-        step.store(batch.state[SLOPE], _inner(step.unclipped(batch.gradients()), probe))
-        step.store(batch.state[MOVED], along)
-        step.store(batch.state[SLOPE_STEP], torch.full_like(batch.state[SLOPE_STEP], step.number))
+    def measures(self, step: int) -> bool:
+        """Whether `step` comes right after one whose updates were kept."""
+        return step % self.interval == 1 and step > self.interval
 
-    def _finish(self, batch: BlockBatch, number: int, step: Step) -> None:
+    @torch.no_grad()
+    def slopes(self) -> Tensor:
+        """<g, u> `[blocks]` of the gradients that the parameters hold now and the updates that were kept."""
+        return torch.cat([_inner(b.gradients(), b.state[PROBE].float()) for b in self.batches])
+
+    def note_bends(self, bends: Tensor) -> None:
+        """q - a `[blocks]`, measured on the batch of the step that comes now."""
+        self._bends = bends
+
+    def _measure(self, batch: BlockBatch, number: int, step: Step) -> None:
+        assert self._bends is not None
         if number == 0:
-            self._next_slopes = []
-        self._next_slopes.append(_inner(step.unclipped(batch.gradients()), batch.state[PROBE].float()))
+            self._slopes = []
+        self._slopes.append(_inner(step.unclipped(batch.gradients()), batch.state[PROBE].float()))
         if number + 1 < len(self.batches):
             return
-        slots = {slot: self._all(slot) for slot in (SLOPE, MOVED, PROBE_RATE, PROBE_STEP, SLOPE_STEP)}
-        fresh = (slots[PROBE_STEP] == step.number - 2) & (slots[SLOPE_STEP] == step.number - 1)
-        valid = fresh.all() if step.found_inf is None else fresh.all() & (step.found_inf == 0)
+        fresh = (self._all(PROBE_STEP) == step.number - 1).all()
+        valid = fresh if step.found_inf is None else fresh & (step.found_inf == 0)
+        norms = self._update_norms()
+        rate, share = self._all(PROBE_RATE), self._all(PROBE_SHARE)
+        probe = Probe(torch.cat(self._slopes), self._bends, rate, share, norms.square())
+        self.credit.observe(probe, *self._bounds(norms), valid)
+        self._bends = None
+
+    def _update_norms(self) -> Tensor:
         norms = [torch.linalg.vector_norm(b.state[PROBE], dim=(1, 2), dtype=torch.float32) for b in self.batches]
-        energy = torch.cat(norms).square()
-        probe = Probe(slots[SLOPE], torch.cat(self._next_slopes), slots[MOVED], slots[PROBE_RATE], energy)
-        self.credit.observe(probe, *self._bounds(energy.sqrt()), valid)
+        return torch.cat(norms)
 
     def _bounds(self, update_norm: Tensor) -> tuple[Tensor, Tensor]:
         weights = torch.cat([torch.linalg.vector_norm(b.weights(), dim=(1, 2)) for b in self.batches])
@@ -151,18 +158,30 @@ class C3O:
         return Block(self.batches[index], number - self.starts[index], number)
 
     @contextmanager
-    def without_last_step(self, block: Block) -> Iterator[None]:
-        """The weights as if `block` had not taken the step that the newest probe kept."""
-        batch, k = block.batch, block.index
-        part = next(p for p in batch.parts if p.start <= k < p.start + p.count)
-        view = part.of(part.parameter.detach())[k - part.start]
-        kept = view.clone()
+    def before_probe(self, block: Block | None = None) -> Iterator[None]:
+        """The weights as if `block`, or every block, had not taken the step that the newest probe kept."""
+        kept = [(view, view.clone()) for view, _ in self._steps(block)]
         with torch.no_grad():
-            view += batch.state[PROBE_RATE][k] * batch.state[PROBE][k].to(view.dtype)
+            for view, taken in self._steps(block):
+                view += taken
             try:
                 yield
             finally:
-                view.copy_(kept)
+                for view, value in kept:
+                    view.copy_(value)
+
+    def _steps(self, block: Block | None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Views of weights, and the kept step of each."""
+        for batch in self.batches if block is None else [block.batch]:
+            for part in batch.parts:
+                view, first = part.of(part.parameter.detach()), part.start
+                own = slice(first, first + part.count)
+                if block is not None:
+                    if not first <= block.index < first + part.count:
+                        continue
+                    view, own = view[block.index - first][None], slice(block.index, block.index + 1)
+                step = batch.state[PROBE_RATE][own, None, None] * batch.state[PROBE][own]
+                yield view, step.to(view.dtype)
 
     def probed_at(self) -> int:
         """The step whose update the probe holds. Waits for the device."""
@@ -172,9 +191,7 @@ class C3O:
         """(loss that taking the probed step of each block back would cost, energy of that step), on the device."""
         numbers = torch.tensor([b.number for b in blocks], device=self.credit.rate.device)
         rate = self._all(PROBE_RATE)
-        norms = [torch.linalg.vector_norm(b.state[PROBE], dim=(1, 2), dtype=torch.float32) for b in self.batches]
-        energy = (rate * torch.cat(norms)).square()
-        return self.credit.predicted_loss(rate)[numbers], energy[numbers]
+        return self.credit.predicted_loss(rate)[numbers], (rate * self._update_norms()).square()[numbers]
 
     def note_reduction(self, reduction: Tensor) -> None:
         """Divergence guard: halve all steps when the loss of the very batch that was stepped on rose twice in a row."""

@@ -2,15 +2,14 @@
 
 Block b takes the step `theta_b -= rho_b u_b` with rho_b = lr s_b. The question is how much lower the loss would be, had
 the block taken a little more of it: the slope <g_b, u_b>. The gradient that made `u_b` would answer with its own noise,
-so only gradients of later batches count. Every probe keeps u of one step and reads, at the two steps after it,
+so only gradients of later batches count:
 
-    a = <g_(t+1), u>          slope once the step was taken,
-    b = <g_(t+2), u>          slope one more step on, which moved by c = <rho' u', u> / |u|^2 along u,
-    kappa = (a - b) / c       curvature along u.
+    a = <g(theta_(t+1)), u>            slope once the step was taken,
+    q = <g(theta_t), u>                slope before it, on the same later batch as a,
+    q - a = rho kappa                  bend of the loss along u; most of the noise of the batch is in both and cancels.
 
-The slope before the step was a + rho kappa, so the step that a quadratic wants is rho + a / kappa (its secant optimum).
-Numerators and denominators are averaged over the probes apart. The sum of the slopes over the blocks and steps is the
-loss change allocation of arXiv:1909.01440.
+A quadratic wants the step rho q / (q - a) = rho + a / kappa (its secant optimum). Slopes and bends are averaged over the
+probes apart. The sum of the slopes over blocks and steps is the loss change allocation of arXiv:1909.01440.
 
 Only the *shares* of the blocks follow from this. The common factor belongs to the schedule: a greedy line search
 shortens the step too early (arXiv:1803.02021), and removing the common factor removes most of that bias.
@@ -28,8 +27,12 @@ from torch import Tensor
 
 _UPDATE_WEIGHT_FLOOR = 0.35
 """Smallest relative update, in units of the learning rate, to which a block may be throttled."""
-_BISECTIONS = 40
+_SPREAD = math.log(2) ** 2
+"""Variance of log s between blocks that is expected before anything is known."""
+_CERTAINTY = 16.0
+"""Nothing follows from an optimum whose logarithm has a standard error above a quarter: 1 / sqrt of this."""
 _FURTHEST = 1000.0
+_BISECTIONS = 40
 _TINY = 1e-30
 
 
@@ -54,12 +57,12 @@ class CreditSettings:
 
 @dataclass
 class Probe:
-    """One measurement, every field `[blocks]`: slopes a and b, the way c along u, rho of the step, |u|^2."""
+    """One measurement, every field `[blocks]`: slope a, bend q - a, rho = lr s of the step, s alone, |u|^2."""
 
     slope: Tensor
-    next_slope: Tensor
-    moved: Tensor
+    bend: Tensor
     rate: Tensor
+    share: Tensor
     energy: Tensor
 
 
@@ -69,8 +72,9 @@ class Credit:
     def __init__(self, blocks: int, settings: CreditSettings, device: torch.device | str = "cpu") -> None:
         self.settings = settings
         zero = torch.zeros(blocks, device=device)
-        self.log_scale, self.slope, self.slope_power = zero, zero.clone(), zero.clone()
-        self.drop, self.drop_power, self.moved, self.rate = zero.clone(), zero.clone(), zero.clone(), zero.clone()
+        self.log_scale, self.rate, self.share = zero, zero.clone(), zero.clone()
+        self.slope, self.slope_power = zero.clone(), zero.clone()
+        self.bend, self.bend_power = zero.clone(), zero.clone()
         self.mass = torch.zeros((), device=device)
 
     def observe(self, probe: Probe, low: Tensor, high: Tensor, valid: Tensor) -> None:
@@ -78,71 +82,76 @@ class Credit:
 
         Nothing changes where the 0/1 scalar `valid` is 0 (a step of the probe was skipped).
         """
-        drop = probe.slope - probe.next_slope
         seen = {
             "slope": probe.slope,
             "slope_power": probe.slope.square(),
-            "drop": drop,
-            "drop_power": drop.square(),
-            "moved": probe.moved,
+            "bend": probe.bend,
+            "bend_power": probe.bend.square(),
             "rate": probe.rate,
+            "share": probe.share,
             "mass": torch.ones_like(self.mass),
         }
         for name, value in seen.items():
             old = getattr(self, name)
             setattr(self, name, torch.where(valid.bool(), torch.lerp(value, old, self.settings.ema), old))
-        moved_scale = self._followed(probe.energy, low, high)
-        self.log_scale = torch.where(valid.bool(), moved_scale, self.log_scale)
+        wanted = torch.lerp(self.log_scale, self.target(probe.energy), self.settings.gain)
+        bounds = math.log(self.settings.scale_min), math.log(self.settings.scale_max)
+        moved = neutral(wanted, probe.energy, low.log().clamp(min=bounds[0]), high.log().clamp(max=bounds[1]))
+        self.log_scale = torch.where(valid.bool(), moved, self.log_scale)
 
-    def curvature(self) -> Tensor:
-        """kappa: second derivative of the loss along u, 0 where the probes never moved along it."""
-        return torch.where(self.moved > 0, self.drop / self.moved.clamp(min=_TINY), 0.0)
+    def means(self) -> tuple[Tensor, Tensor, Tensor]:
+        """(slope a, bend rho kappa, rate rho), averaged over the probes."""
+        mass = self.mass.clamp(min=_TINY)
+        return self.slope / mass, self.bend / mass, self.rate / mass
+
+    def optimum(self) -> Tensor:
+        """Optimal step in units of the one taken: 1 + a / (rho kappa), within a factor of 1000.
+
+        Meaningless where the loss does not bend up.
+        """
+        slope, bend, _ = self.means()
+        return (1 + slope / bend.clamp(min=_TINY)).clamp(1 / _FURTHEST, _FURTHEST)
+
+    def uncertainty(self) -> Tensor:
+        """Variance of the logarithm of the optimum, from the spread between probes.
+
+        log(a + bend) - log(bend) by the delta method; without a bend, that of a / (its standard error).
+        """
+        slope, bend, _ = self.means()
+        mass = self.mass.clamp(min=_TINY)
+        share = (1 - self.settings.ema) / (1 + self.settings.ema) / mass  # variance of an average, of that of a probe
+        slope_variance = share * (self.slope_power / mass - slope.square()).clamp(min=0)
+        bend_variance = share * (self.bend_power / mass - bend.square()).clamp(min=0)
+        q_square = (slope + bend).square().clamp(min=_TINY)
+        convex = (slope_variance + bend_variance * (slope / bend.clamp(min=_TINY)).square()) / q_square
+        return torch.where(bend > 0, convex, slope_variance / slope.square().clamp(min=_TINY))
 
     def reliability(self) -> Tensor:
-        """Weight in 0..1: how far the slope and the curvature stand out of their noise.
+        """Weight in 0..1 of what the averages ask for: 0 while that is known to no better than a quarter."""
+        return (1 - (_CERTAINTY * self.uncertainty()).square()).clamp(min=0) * self.mass
 
-        The slope against the variance of a single probe, the curvature against three standard errors of its mean.
-        """
-        share = (1 - self.settings.ema) / (1 + self.settings.ema)
-        mass = self.mass.clamp(min=_TINY)
-        slope, drop = self.slope / mass, self.drop / mass
-        slope_variance = (self.slope_power / mass - slope.square()).clamp(min=0)
-        drop_variance = (self.drop_power / mass - drop.square()).clamp(min=0)
-        of_slope = slope.square() / (slope.square() + slope_variance + _TINY)
-        of_drop = drop.square() / (drop.square() + 9 * share * drop_variance + _TINY)
-        return of_slope * of_drop * (self.moved > 0) * self.mass
-
-    def optimal_rate(self) -> Tensor:
-        """rho + a / kappa, within a factor of 1000 of rho; meaningless where the curvature is not positive."""
-        mass = self.mass.clamp(min=_TINY)
-        slope, rate = self.slope / mass, self.rate / mass
-        ratio = 1 + slope / (rate * self.curvature()).clamp(min=_TINY)
-        return rate * ratio.clamp(1 / _FURTHEST, _FURTHEST)
+    def target(self, energy: Tensor) -> Tensor:
+        """log s that the averages ask for, shrunk by reliability, relative to the mean over the blocks."""
+        s, (slope, bend, _) = self.settings, self.means()
+        # of log s, not of the rate: blocks may have learning rates of their own
+        wanted = (self.optimum() * self.share / self.mass.clamp(min=_TINY)).clamp(min=_TINY).log()
+        weight = energy * (bend > 0) / (_SPREAD + self.uncertainty())
+        wanted = wanted - (weight * wanted).sum() / weight.sum().clamp(min=_TINY)
+        # no minimum ahead: as much as is allowed if the slope leads down, as before if it does not
+        outlook = torch.where(slope > 0, math.log(s.scale_max), 0.0)
+        # twice the bounds of s: where only some blocks are certain, the budget takes half of what they ask for
+        span = math.log(s.scale_max / s.scale_min)
+        wanted = torch.where(bend > 0, wanted, outlook).clamp(-span, span)
+        return self.reliability() * wanted
 
     def predicted_loss(self, rate: Tensor) -> Tensor:
-        """By how much the loss would rise if the step `rate` u of a block were taken back: rho a + rho^2 kappa / 2."""
-        return rate * self.slope / self.mass.clamp(min=_TINY) + rate.square() * self.curvature() / 2
+        """By how much the loss would rise if the step `rate` u of a block were taken back: rate a + rate^2 kappa / 2."""
+        slope, bend, mean_rate = self.means()
+        return rate * slope + rate.square() * bend / mean_rate.clamp(min=_TINY) / 2
 
     def scale(self) -> Tensor:
         """s_b, with sum_b energy_b log s_b = 0."""
         return self.log_scale.exp()
-
-    def _target(self, energy: Tensor) -> Tensor:
-        """log s that the averages ask for, before it is shrunk: relative to the mean over the reliable blocks."""
-        s, convex = self.settings, self.curvature() > 0
-        wanted = self.optimal_rate().clamp(min=_TINY).log()
-        share = self.reliability() * energy * convex
-        wanted = wanted - (share * wanted).sum() / share.sum().clamp(min=_TINY)
-        # no minimum ahead: as much as is allowed if the slope leads down, as before if it does not
-        outlook = torch.where(self.slope > 0, math.log(s.scale_max), 0.0)
-        return torch.where(convex, wanted, outlook).clamp(math.log(s.scale_min), math.log(s.scale_max))
-
-    def _followed(self, energy: Tensor, low: Tensor, high: Tensor) -> Tensor:
-        s = self.settings
-        wanted = torch.lerp(self.log_scale, self.reliability() * self._target(energy), s.gain)
-        return neutral(
-            wanted, energy, low.log().clamp(min=math.log(s.scale_min)), high.log().clamp(max=math.log(s.scale_max))
-        )
 
     def state_dict(self) -> dict[str, list[float] | float]:
         """Every average as JSON. Waits for the device."""
@@ -155,7 +164,7 @@ class Credit:
             setattr(self, name, torch.tensor(state[name], dtype=old.dtype, device=old.device))
 
 
-STATE = ("log_scale", "slope", "slope_power", "drop", "drop_power", "moved", "rate", "mass")
+STATE = ("log_scale", "rate", "share", "slope", "slope_power", "bend", "bend_power", "mass")
 
 
 def neutral(log_scale: Tensor, energy: Tensor, low: Tensor, high: Tensor) -> Tensor:

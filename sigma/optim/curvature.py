@@ -28,12 +28,15 @@ def draw_labels(logits_TV: Tensor, labels_T: Tensor, generator: torch.Generator)
     return torch.where(labels_T == IGNORED_LABEL, labels_T, drawn_T)
 
 
-def backward_with_drawn_labels(logits_BTV: Tensor, labels_BT: Tensor, generator: torch.Generator) -> Tensor:
-    """Backward of the mean cross-entropy with drawn labels; returns how many labels that is (a device scalar)."""
+def backward_with_drawn_labels(logits_BTV: Tensor, labels_BT: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Backward of the mean cross-entropy with drawn labels; returns how many labels that is (a device scalar).
+
+    Without a generator the labels are those given: the empirical Fisher matrix, for comparison.
+    """
     logits_TV, labels_T = logits_BTV.flatten(0, 1), labels_BT.flatten()
-    drawn_T = draw_labels(logits_TV, labels_T, generator)
-    F.cross_entropy(logits_TV.float(), drawn_T, ignore_index=IGNORED_LABEL).backward()
-    return (drawn_T != IGNORED_LABEL).sum()
+    used_T = labels_T if generator is None else draw_labels(logits_TV, labels_T, generator)
+    F.cross_entropy(logits_TV.float(), used_T, ignore_index=IGNORED_LABEL).backward()
+    return (used_T != IGNORED_LABEL).sum()
 
 
 @contextmanager

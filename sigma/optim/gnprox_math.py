@@ -32,7 +32,8 @@ def damped_step(
 
     That is Newton's step at power 1, and in its units at any other. `damping` and `power` broadcast over the blocks.
     """
-    mean = curvature_MN.mean((-2, -1), keepdim=True).clamp(min=_TINY)
+    mean = curvature_MN.mean((-2, -1), keepdim=True)
+    mean = torch.where(mean > 0, mean, 1.0)  # not measured yet: the same everywhere
     z_MN = to_basis(update_MN, left_MM, right_NN) / ((curvature_MN / mean + damping).pow(power) * mean)
     return from_basis(z_MN, left_MM, right_NN)
 

@@ -13,6 +13,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 import sigma.build
 from sigma.build import build_trainer
+from sigma.config.c3o import C3OSection
+from sigma.config.curvature import CurvatureSection
 from sigma.config.data import DataSection
 from sigma.config.model import ModelSection
 from sigma.config.optim import OptimSection
@@ -56,6 +58,8 @@ SECTIONS = {
     "data": (DataSection, DATA),
     "train": (TrainSection, TRAIN),
     "optim": (OptimSection, {}),
+    "curvature": (CurvatureSection, {}),
+    "c3o": (C3OSection, {}),
 }
 Make = Callable[..., Trainer]
 
@@ -134,7 +138,18 @@ def test_a_run_leaves_every_file_that_it_promises(make: Make) -> None:
     assert [start["step"] for start in manifest["starts"]] == [0]
 
 
-@pytest.mark.parametrize("flags", [{"optimizer": "muon"}, {"optimizer": "adamw"}, LEAN], ids=lambda f: f["optimizer"])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"optimizer": "muon"},
+        {"optimizer": "adamw"},
+        LEAN,
+        {"optimizer": "soapmuon"},
+        {"optimizer": "gnprox", "gn_interval": 2, "gn_damping_interval": 2},
+        {"optimizer": "c3o", "c3o_credit_enabled": True, "c3o_probe_interval": 2, "c3o_audit_interval": 2},
+    ],
+    ids=lambda f: f["optimizer"],
+)
 def test_an_interrupted_run_ends_with_the_same_model_file(make: Make, flags: dict[str, Any]) -> None:
     whole = make("whole", **flags)
     whole.run()

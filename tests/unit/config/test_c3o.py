@@ -13,7 +13,7 @@ def test_credit_with_another_optimizer_is_an_error_that_names_both(optimizer: st
 
 
 def test_an_audit_between_probes_is_an_error() -> None:
-    with pytest.raises(ConfigError, match="--c3o-audit-interval 60 is not a multiple of --c3o-probe-interval 8"):
+    with pytest.raises(ConfigError, match="--c3o-audit-interval 60 is not a multiple of --c3o-probe-interval 16"):
         parse(["--optimizer", "c3o", "--c3o-audit-interval", "60"])
 
 

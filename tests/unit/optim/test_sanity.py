@@ -16,6 +16,7 @@ from tests.unit.optim.conftest import Make, step, values
 from tests.unit.optim.no_wait import NoWait
 
 FAMILY = ["muon", "normuon", "adamuon"]
+MATRIX = [*FAMILY, "soapmuon", "gnprox"]
 WAYS = [
     {},
     {"muon_block_period": 2, "muon_block_rows": 4},
@@ -23,7 +24,11 @@ WAYS = [
     {"teon_layers": 2},
     {"cautious_weight_decay": True, "momentum_dtype": "int8", "weight_dtype": "bf16_residual"},
 ]
-VARIANTS = [{"optimizer": name, **way} for name in FAMILY for way in WAYS]
+VARIANTS = [{"optimizer": name, **way} for name in FAMILY for way in WAYS] + [
+    {"optimizer": "soapmuon", "soap_interval": 2},
+    {"optimizer": "gnprox", "gn_mode": "newton"},
+    {"optimizer": "c3o", "c3o_credit_enabled": True, "c3o_probe_interval": 2},
+]
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
@@ -99,7 +104,7 @@ def test_a_stop_in_the_middle_of_every_way_continues_bit_for_bit(make: Make, fla
     assert all(torch.equal(mine[name], theirs[name]) for name in mine)
 
 
-@pytest.mark.parametrize("optimizer", FAMILY)
+@pytest.mark.parametrize("optimizer", MATRIX)
 def test_a_matrix_of_zeros_leaves_zero_in_one_step(optimizer: str) -> None:
     parameter, optimizers = one((12, 20), optimizer=optimizer, decay=0.1)
     parameter.grad = draw(12, 20)
@@ -107,7 +112,7 @@ def test_a_matrix_of_zeros_leaves_zero_in_one_step(optimizer: str) -> None:
     assert parameter.detach().square().mean().sqrt().item() == pytest.approx(0.2 * 0.02, rel=0.15)
 
 
-@pytest.mark.parametrize("optimizer", FAMILY)
+@pytest.mark.parametrize("optimizer", MATRIX)
 def test_an_expert_without_tokens_stays_and_comes_back_with_a_step_of_normal_size(optimizer: str) -> None:
     parameter, optimizers = one((3, 12, 20), "experts", optimizer=optimizer, decay=0.1)
     for seed in range(3):
@@ -128,7 +133,7 @@ def test_an_expert_without_tokens_stays_and_comes_back_with_a_step_of_normal_siz
     assert (moved * grad[1]).sum() < 0, "the old momentum has decayed: the new gradient decides"
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", *FAMILY])
+@pytest.mark.parametrize("optimizer", ["adamw", *MATRIX])
 def test_a_badly_scaled_matrix_quadratic_goes_down(optimizer: str) -> None:
     """tr((W - W*)^T B (W - W*) A) / 2 with condition 100 on each side."""
     left, right, target = torch.logspace(-1, 1, 12), torch.logspace(-1, 1, 8), draw(12, 8)
@@ -141,7 +146,7 @@ def test_a_badly_scaled_matrix_quadratic_goes_down(optimizer: str) -> None:
     assert losses[-1] < 5e-3 * losses[0]
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", *FAMILY])
+@pytest.mark.parametrize("optimizer", ["adamw", *MATRIX])
 def test_rosenbrock_in_twenty_dimensions_does_not_diverge(optimizer: str) -> None:
     def loss(w: Tensor) -> Tensor:
         x = w.flatten()
