@@ -2,7 +2,8 @@
 
 `c3o_credit` holds the mathematics, `c3o_audit` the verdict whether credit may act; this file takes the measurements
 inside the optimizer's step. Every `interval` steps the update u is kept. Before the step after it, the feature measures
-the bend of the loss along all of them on the new batch; in that step the gradient gives the slopes. While the verdict is not `active` the allocation is None, and every step is the base optimizer's, bit for bit.
+the bend of the loss along all of them on the new batch; in that step the gradient gives the slopes.
+While the verdict is not `active` the allocation is None, and every step is the base optimizer's, bit for bit.
 """
 
 from __future__ import annotations

@@ -8,8 +8,8 @@ so only gradients of later batches count:
     q = <g(theta_t), u>                slope before it, on the same later batch as a,
     q - a = rho kappa                  bend of the loss along u; most of the noise of the batch is in both and cancels.
 
-A quadratic wants the step rho q / (q - a) = rho + a / kappa (its secant optimum). Slopes and bends are averaged over the
-probes apart. The sum of the slopes over blocks and steps is the loss change allocation of arXiv:1909.01440.
+A quadratic wants the step rho q / (q - a) = rho + a / kappa (its secant optimum). Slopes and bends are averaged apart.
+The sum of the slopes over blocks and steps is the loss change allocation of arXiv:1909.01440.
 
 Only the *shares* of the blocks follow from this. The common factor belongs to the schedule: a greedy line search
 shortens the step too early (arXiv:1803.02021), and removing the common factor removes most of that bias.
@@ -145,7 +145,7 @@ class Credit:
         return self.reliability() * wanted
 
     def predicted_loss(self, rate: Tensor) -> Tensor:
-        """By how much the loss would rise if the step `rate` u of a block were taken back: rate a + rate^2 kappa / 2."""
+        """Rise of the loss if the step `rate` u of a block were taken back: rate a + rate^2 kappa / 2."""
         slope, bend, mean_rate = self.means()
         return rate * slope + rate.square() * bend / mean_rate.clamp(min=_TINY) / 2
 
