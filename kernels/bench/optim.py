@@ -1,4 +1,4 @@
-"""Side-by-side benchmark of the optimizers: `python kernels/bench/optim.py --tier S` trains, `--report` writes the page.
+"""Side-by-side benchmark of the optimizers: `--tier S` trains on the CPU, `--tier A` on a GPU, `--report` writes.
 
 What is registered here was fixed before the first run: contenders, grids, seeds, the rules for more runs. Every run is
 one row of optim_runs.jsonl, failures too. Started again, the program does what is missing; `--budget-s` stops it

@@ -23,8 +23,13 @@ Sink = Callable[[nn.Parameter, Tensor, Tensor], None]
 
 
 def draw_labels(logits_TV: Tensor, labels_T: Tensor, generator: torch.Generator) -> Tensor:
-    """A label from softmax(logits) for every position that has one; -100 stays."""
-    drawn_T = torch.multinomial(logits_TV.detach().float().softmax(-1), 1, generator=generator).squeeze(-1)
+    """A label from softmax(logits) for every position that has one; -100 stays.
+
+    The largest of logits with Gumbel noise, which also takes logits that are not finite (multinomial raises then).
+    """
+    logits_TV = logits_TV.detach().float()
+    noise_TV = torch.empty_like(logits_TV).exponential_(generator=generator)
+    drawn_T = (logits_TV - noise_TV.log()).argmax(-1)
     return torch.where(labels_T == IGNORED_LABEL, labels_T, drawn_T)
 
 
