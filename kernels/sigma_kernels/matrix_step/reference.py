@@ -17,7 +17,10 @@ Decay = Literal["plain", "cautious", "prox", "cautious_prox"]
 
 def store(target: Tensor, value: Tensor, found_inf: Tensor | None) -> None:
     """Overwrite `target`, or leave it where the device scalar `found_inf` is 1, without asking the device."""
-    target.copy_(value if found_inf is None else torch.where(found_inf.bool(), target, value.to(target.dtype)))
+    if found_inf is None:
+        target.copy_(value)
+    else:
+        torch.where(found_inf.bool(), target, value.to(target.dtype), out=target)
 
 
 def momentum_step_reference(
@@ -41,7 +44,7 @@ def momentum_step_reference(
         past = past.float() if scale is None else decode_int8(past, scale[own])
         grad = torch.zeros_like(past) if view is None else view.float()
         average = torch.lerp(past, grad, 1 - beta)
-        out_KMN[own] = {"nesterov": grad.lerp(average, beta), "average": average, "sign": average.sign()}[form]
+        out_KMN[own] = _mixed(grad, average, beta, form)
         active_K[own] = (grad != 0).flatten(1).any(dim=1).int()
         if scale is None:
             store(momentum_KMN[own], average, found_inf)
@@ -51,6 +54,16 @@ def momentum_step_reference(
             store(scale[own], scales, found_inf)
         start += count
     return out_KMN, active_K
+
+
+def _mixed(grad: Tensor, average: Tensor, beta: float, form: Form) -> Tensor:
+    match form:
+        case "nesterov":
+            return grad.lerp(average, beta)
+        case "average":
+            return average
+        case "sign":
+            return average.sign()
 
 
 def weight_step_reference(

@@ -26,16 +26,19 @@ SHAPES = {
 Make = Callable[..., OptimizerSet]
 
 
-def make_set(seed: int = 3, **flags: Any) -> OptimizerSet:
+def make_set(
+    seed: int = 3, *, shapes: Any = SHAPES, roles: Any = ROLES, device: str = "cpu", **flags: Any
+) -> OptimizerSet:
     """Optimizers over one parameter of each role; keyword arguments are flags of any section."""
     generator = torch.Generator().manual_seed(seed)
-    parameters = {name: Parameter(torch.randn(*shape, generator=generator)) for name, shape in SHAPES.items()}
+    drawn = {name: torch.randn(*shape, generator=generator) for name, shape in shapes.items()}
+    parameters = {name: Parameter(value.to(device)) for name, value in drawn.items()}
     sections = {}
     for kind in (OptimSection, CurvatureSection, C3OSection):
         own = {name: flags.pop(name) for name in list(flags) if name in kind.__dataclass_fields__}
         sections[kind] = kind(**own)
     train = {"steps": 10, "lr": 1e-2, "adam_lr": 2e-3, "optimizer": "muon"}
-    return build_optimizers(parameters, ROLES, TrainSection(**(train | flags)), *sections.values())
+    return build_optimizers(parameters, roles, TrainSection(**(train | flags)), *sections.values())
 
 
 def step(optimizers: OptimizerSet, seed: int, *, skip: bool = False, value: float | None = None) -> None:
@@ -43,8 +46,9 @@ def step(optimizers: OptimizerSet, seed: int, *, skip: bool = False, value: floa
     generator = torch.Generator().manual_seed(seed)
     for p in optimizers.parameters.values():
         grad = torch.randn(p.shape, generator=generator) if value is None else torch.full(p.shape, value)
-        p.grad = grad.to(p.dtype)
-    optimizers.step(torch.tensor(float(skip)))
+        p.grad = grad.to(p.device, p.dtype)
+    device = next(iter(optimizers.parameters.values())).device
+    optimizers.step(torch.full((), float(skip), device=device))
 
 
 def values(optimizers: OptimizerSet) -> dict[str, torch.Tensor]:
