@@ -73,9 +73,11 @@ class C3OCredit(Feature):
                 costs.append(self._loss(s) - base)
         predicted, energy = self.c3o.predicted(chosen)
         # per unit of energy: large blocks cost more than small ones whatever anybody predicts
-        per_energy = torch.stack([predicted, torch.stack(costs)]) / energy.clamp(min=1e-30)
-        if bool(per_energy.isfinite().all()):
-            self.audits.add(*per_energy.tolist())
+        per_energy = torch.stack([predicted, torch.stack(costs)]) / energy
+        # an expert without tokens took no step: 0 / 0
+        pairs = per_energy[:, per_energy.isfinite().all(0)].tolist()
+        if len(pairs[0]) > 1:
+            self.audits.add(*pairs)
             self.c3o.active = self.audits.verdict == "active"
 
     @torch.no_grad()

@@ -19,7 +19,8 @@ from torch import Tensor
 from sigma.config.c3o import C3OSection
 from sigma.optim.blocks import BlockBatch
 from sigma.optim.c3o_credit import Credit, CreditSettings, Probe, trust_bounds
-from sigma.optim.matrix import Step, Update
+from sigma.optim.matrix import RESIDUAL, Step, Update
+from sigma_kernels.matrix_step.codes import decode_residual
 
 PROBE, PROBE_STEP, PROBE_RATE, PROBE_SHARE = "probe", "probe_step", "probe_rate", "probe_share"
 GUARD_RECOVERY = 2 ** (1 / 500)
@@ -161,28 +162,30 @@ class C3O:
     @contextmanager
     def before_probe(self, block: Block | None = None) -> Iterator[None]:
         """The weights as if `block`, or every block, had not taken the step that the newest probe kept."""
-        kept = [(view, view.clone()) for view, _ in self._steps(block)]
+        changes = list(self._before(block))
+        kept = [(view, view.clone()) for view, _ in changes]
         with torch.no_grad():
-            for view, taken in self._steps(block):
-                view += taken
+            for view, value in changes:
+                view.copy_(value)
             try:
                 yield
             finally:
                 for view, value in kept:
                     view.copy_(value)
 
-    def _steps(self, block: Block | None) -> Iterator[tuple[Tensor, Tensor]]:
-        """Views of weights, and the kept step of each."""
+    def _before(self, block: Block | None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Views of weights, and what stood there before the kept step."""
         for batch in self.batches if block is None else [block.batch]:
             for part in batch.parts:
-                view, first = part.of(part.parameter.detach()), part.start
-                own = slice(first, first + part.count)
+                view, own = part.of(part.parameter.detach()), slice(part.start, part.start + part.count)
                 if block is not None:
-                    if not first <= block.index < first + part.count:
+                    if not own.start <= block.index < own.stop:
                         continue
-                    view, own = view[block.index - first][None], slice(block.index, block.index + 1)
+                    view, own = view[block.index - own.start][None], slice(block.index, block.index + 1)
+                residual = batch.state.get(RESIDUAL)
+                now = view.float() if residual is None else decode_residual(view, residual[own])
                 step = batch.state[PROBE_RATE][own, None, None] * batch.state[PROBE][own]
-                yield view, step.to(view.dtype)
+                yield view, (now + step).to(view.dtype)
 
     def probed_at(self) -> int:
         """The step whose update the probe holds. Waits for the device."""

@@ -115,7 +115,8 @@ class Credit:
     def uncertainty(self) -> Tensor:
         """Variance of the logarithm of the optimum, from the spread between probes.
 
-        log(a + bend) - log(bend) by the delta method; without a bend, that of a / (its standard error).
+        log(a + bend) - log(bend) by the delta method. Where the loss bends down, that of log a and of log |bend|: then
+        the optimum is far ahead for certain only if both are certain.
         """
         slope, bend, _ = self.means()
         mass = self.mass.clamp(min=_TINY)
@@ -124,7 +125,8 @@ class Credit:
         bend_variance = share * (self.bend_power / mass - bend.square()).clamp(min=0)
         q_square = (slope + bend).square().clamp(min=_TINY)
         convex = (slope_variance + bend_variance * (slope / bend.clamp(min=_TINY)).square()) / q_square
-        return torch.where(bend > 0, convex, slope_variance / slope.square().clamp(min=_TINY))
+        relative = slope_variance / slope.square().clamp(min=_TINY) + bend_variance / bend.square().clamp(min=_TINY)
+        return torch.where(bend > 0, convex, relative)
 
     def reliability(self) -> Tensor:
         """Weight in 0..1 of what the averages ask for: 0 while that is known to no better than a quarter."""
@@ -135,7 +137,8 @@ class Credit:
         s, (slope, bend, _) = self.settings, self.means()
         # of log s, not of the rate: blocks may have learning rates of their own
         wanted = (self.optimum() * self.share / self.mass.clamp(min=_TINY)).clamp(min=_TINY).log()
-        weight = energy * (bend > 0) / (_SPREAD + self.uncertainty())
+        # squared: the logarithm of an unsure optimum has heavy tails
+        weight = energy * (bend > 0) / (_SPREAD + self.uncertainty()).square()
         wanted = wanted - (weight * wanted).sum() / weight.sum().clamp(min=_TINY)
         # no minimum ahead: as much as is allowed if the slope leads down, as before if it does not
         outlook = torch.where(slope > 0, math.log(s.scale_max), 0.0)

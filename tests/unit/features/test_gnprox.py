@@ -114,7 +114,7 @@ def test_labels_of_the_text_give_other_statistics() -> None:
 
 def test_a_matrix_that_is_no_modules_weight_is_an_error_that_says_what_to_do() -> None:
     _, _, feature = make(linear=False)
-    with pytest.raises(SigmaError, match="saw no product with 2 of its matrices.*--optimizer soapmuon"):
+    with pytest.raises(SigmaError, match=r"saw no product with 2 of its matrices.*--optimizer soapmuon"):
         feature.on_batch(StepState(1, batch(1)))
 
 

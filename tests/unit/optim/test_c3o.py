@@ -228,6 +228,36 @@ def train_one(problem: Student, optimizers: OptimizerSet, step: int, skip: bool 
     optimizers.zero_grad()
 
 
+def test_slopes_are_those_of_the_loss_however_much_the_gradient_was_clipped() -> None:
+    found = []
+    for clip in (1.0, 0.25):
+        problem = Student()
+        optimizers = optimizers_for(problem, **CREDIT, lr=LR)
+        c3o = allocation(optimizers)
+        for step in range(1, 6):
+            if step == 5:
+                c3o.note_bends(torch.ones(6))
+            problem.loss(problem.batch(step)).backward()
+            for p in problem.parameters.values():
+                assert p.grad is not None
+                p.grad *= clip
+            optimizers.step(GO, torch.tensor(clip))
+            optimizers.zero_grad()
+        found.append(c3o.credit.slope)
+    assert torch.allclose(found[0], found[1], rtol=2e-2, atol=1e-4)
+
+
+def test_blocks_that_took_no_step_take_no_part_in_an_audit() -> None:
+    problem = Student()
+    optimizers = optimizers_for(problem, **CREDIT, lr=LR)
+    feature, c3o = credit_of(problem, optimizers, 8, blocks=6), allocation(optimizers)
+    train(problem, optimizers, 16, feature, decay=0.0)
+    c3o.batches[0].state["probe"][1:] = 0
+    before = feature.audits.total
+    feature.on_batch(state_of(problem, 17))
+    assert feature.audits.total == before, "one block alone has no rank"
+
+
 @pytest.mark.parametrize("skipped", [4, 5], ids=["the step that is kept", "the step that measures"])
 def test_a_probe_with_a_skipped_step_is_dropped(skipped: int) -> None:
     problem = Student()

@@ -82,6 +82,20 @@ def test_a_common_factor_changes_no_scale() -> None:
     assert torch.allclose(credit.scale(), torch.ones(3), atol=1e-3)
 
 
+def test_a_common_factor_changes_no_scale_where_blocks_are_known_to_different_degrees() -> None:
+    """What all blocks want is the schedule's business, also when it is certain for one of them only."""
+    generator = torch.Generator().manual_seed(0)
+    credit = Credit(2, CreditSettings())
+    for _ in range(200):
+        noise = torch.tensor([0.0, 1.0]) * torch.randn(2, 2, generator=generator)
+        probe = quadratic_probe(torch.ones(2), torch.full((2,), 4.0), torch.full((2,), RATE), noise)
+        credit.observe(probe, *free(2), YES)
+    certain, unsure = credit.reliability().tolist()
+    assert certain > 0.9
+    assert unsure < 0.1
+    assert float(credit.log_scale.abs().max()) < 0.15
+
+
 def test_blocks_without_curvature_get_more_when_their_slope_is_downhill_and_no_more_when_it_is_not() -> None:
     one = torch.ones(2)
     probe = Probe(torch.tensor([1.0, -1.0]), torch.tensor([-1.0, -1.0]), one, one, one)

@@ -208,3 +208,19 @@ def test_the_decay_is_the_proximal_step() -> None:
         optimizers_for(problem, optimizer="gnprox", lr=0.1, weight_decay=decay).step(GO)
         ends[decay] = problem.parameters["w"].detach()
     assert torch.allclose(ends[0.5], ends[0.0] / (1 + 0.1 * 0.5), atol=1e-6)
+
+
+def test_the_promise_does_not_depend_on_clipping() -> None:
+    promises = []
+    for clip in (1.0, 0.25):
+        problem = Quadratic(spread(6, 10.0, 1), spread(5, 10.0, 2))
+        optimizers = optimizers_for(problem, optimizer="gnprox", gn_damping_interval=1, lr=0.01)
+        direction, batch = parts(optimizers)
+        problem.loss().backward()
+        grad = problem.parameters["w"].grad
+        assert grad is not None
+        grad *= clip
+        optimizers.step(GO, torch.tensor(clip))
+        promises.append(float(direction.promised([-batch.weights()])))
+    assert promises[0] == pytest.approx(promises[1], rel=2e-2)
+    assert promises[0] > 0
