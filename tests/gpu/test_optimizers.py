@@ -52,7 +52,7 @@ def on_gpu(**flags: Any) -> OptimizerSet:
     return make_set(device="cuda", **flags)
 
 
-# ---- symmetric products and the orthogonalisation ------------------------------------------------------------------------------
+# ---- symmetric products and the orthogonalisation ---------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
