@@ -8,7 +8,6 @@ weights: its kernels take addresses.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -96,14 +95,6 @@ class BlockBatch:
                 out[part.start : part.start + part.count] = part.of(tensor)
         return out
 
-    def names(self) -> list[str]:
-        """One name for each block: the parameter, its part, its expert."""
-        return [
-            part.name + part.label + (f"[{i}]" if part.stacked else "")
-            for part in self.parts
-            for i in range(part.count)
-        ]
-
     def named_state(self) -> Iterator[tuple[str, Tensor]]:
         """Views of the state, one for each part, under their checkpoint keys."""
         for slot, stack in self.state.items():
@@ -143,8 +134,3 @@ def _check(route: Route, parameter: Parameter) -> None:
         )
     if route.splits and sum(route.splits) != parameter.size(-2):
         raise ValueError(f"{route.name}: splits {route.splits} do not add up to its {parameter.size(-2)} rows")
-
-
-def size_of(batch: BlockBatch) -> int:
-    """Parameters of a batch."""
-    return math.prod((batch.count, batch.rows, batch.columns))

@@ -209,11 +209,6 @@ class MatrixOptimizer:
         residual = batch.state.get(RESIDUAL)
         return batch.weights() if residual is None else decode_residual(batch.weights().bfloat16(), residual)
 
-    def zero_grad(self) -> None:
-        """Drop the gradients."""
-        for parameter in self._parameters:
-            parameter.grad = None
-
     def tensors(self) -> dict[str, Tensor]:
         """State (views) under `<parameter>|<slot>`; empty before the first step."""
         return {name: view for batch in self.batches for name, view in batch.named_state()}
