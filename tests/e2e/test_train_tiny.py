@@ -335,7 +335,8 @@ def test_every_column_is_documented(make: Make) -> None:
     text = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
     documented = set(re.findall(r"`([a-z0-9_]+)`", text))
     lines = (trainer.run_dir / "metrics.jsonl").read_bytes().splitlines()
-    columns = {re.sub(r"^feature_(instant|diff_mla)_", "feature_X_", name) for line in lines for name in loads(line)}
+    feature = re.compile(rf"^feature_({'|'.join(sigma.build.FEATURE_NAMES)})_")
+    columns = {feature.sub("feature_X_", name) for line in lines for name in loads(line)}
     known = documented | {f"feature_X_{part}" for part in ("enabled", "calls", "effective_calls", "s")}
     assert columns - known == set()
 
