@@ -24,11 +24,15 @@ from sigma.data.corpus import load_corpus
 from sigma.data.stream import BatchStream
 from sigma.data.tokenizer import Tokenizer, load_tokenizer
 from sigma.data.validation import Validation
+from sigma.features.c3o_credit import C3OCredit
 from sigma.features.diff_mla import DiffMla
+from sigma.features.gnprox import GNProxCurvature
 from sigma.features.instant import Instant
 from sigma.model.configuration import sigma_config_from
 from sigma.model.modeling import SigmaForCausalLM
 from sigma.optim.build import OptimizerSet, build_optimizers
+from sigma.optim.c3o import C3O
+from sigma.optim.gnprox import GNProx
 from sigma.train import wandb_relay
 from sigma.train.checkpoint import CheckpointStore
 from sigma.train.clock import PhaseClock, make_clock
@@ -47,7 +51,7 @@ from sigma.train.state import StateRegistry, read_rng, write_rng
 from sigma.train.step import Stepper, StepSettings
 from sigma_kernels import counters
 
-FEATURE_NAMES = ("instant", "diff_mla")
+FEATURE_NAMES = ("instant", "diff_mla", "c3o_credit")
 TOKENIZER_NAME = "tokenizer.json"
 
 
@@ -83,13 +87,13 @@ def _build(
     tokenizer = load_tokenizer(config.data.tokenizer)
     model = build_model(config, tokenizer.vocab_size)
     model.to(device)  # pyright: ignore[reportArgumentType] - transformers wraps it without a type
-    optimizers = build_optimizers(dict(model.named_parameters()), model.parameter_roles(), config.train)
+    optimizers = optimizers_of(config, model)
     data = stream_of(config, tokenizer)
     log, clock, progress = MetricsLog(run_dir, listeners), make_clock(device), Progress()
     data.listen(lambda event, **details: log.event(event, progress.step, **details), lambda: stop.requested)
     # right behind the clock: the phases of the first row are to add up to its wall time too
     speed = SpeedMeter(train_flops_per_token(model, config.data.seq_len or 1), peak_flops(device))
-    features = FeatureSet(features_of(config), FEATURE_NAMES)
+    features = FeatureSet(features_of(config, optimizers), FEATURE_NAMES)
     stepper = build_stepper(config, model, optimizers, clock, features, log)
     features.setup(stepper.context())
     meter = IntervalMeter(device)
@@ -136,13 +140,43 @@ def build_model(config: RunConfig, vocabulary: int) -> SigmaForCausalLM:
     return SigmaForCausalLM(sigma_config_from(config, vocabulary)).train()
 
 
-def features_of(config: RunConfig) -> list[Feature]:
-    """The enabled features, in the order in which their hooks run."""
+def optimizers_of(config: RunConfig, model: SigmaForCausalLM) -> OptimizerSet:
+    """What moves the weights of the model."""
+    parameters, roles = dict(model.named_parameters()), model.parameter_roles()
+    return build_optimizers(parameters, roles, config.train, config.optim, config.curvature, config.c3o)
+
+
+def features_of(config: RunConfig, optimizers: OptimizerSet) -> list[Feature]:
+    """The enabled features, in the order in which their hooks run.
+
+    Those of the optimizers run forwards of their own before the step: after INSTANT has measured the first one, before
+    differential attention begins to count.
+    """
     features: list[Feature] = []
     if config.train.instant_enabled:
         features.append(Instant())
+    features += optimizer_features(config, optimizers)
     if config.model.attention_ratio > 0:
         features.append(DiffMla())
+    return features
+
+
+def optimizer_features(config: RunConfig, optimizers: OptimizerSet) -> list[Feature]:
+    """What an optimizer needs of the batches: curvature, and the audit of credit."""
+    matrix, rows = optimizers.matrix, config.data.micro_batch_size
+    assert rows is not None
+    if matrix is None:
+        return []
+    features: list[Feature] = []
+    if isinstance(matrix.direction, GNProx):
+        gn = config.curvature
+        watched = min(gn.gn_rows, rows)
+        kwargs = {"interval": gn.gn_interval, "rows": watched, "reduction_rows": rows, "seed": config.run.seed}
+        features.append(GNProxCurvature(matrix, matrix.direction, **kwargs, drawn=gn.gn_labels == "drawn"))
+    if isinstance(matrix.allocation, C3O):
+        c3o = config.c3o
+        kwargs = {"interval": c3o.c3o_audit_interval, "blocks": c3o.c3o_audit_blocks, "rows": rows}
+        features.append(C3OCredit(matrix.allocation, **kwargs, seed=config.run.seed))
     return features
 
 
@@ -267,6 +301,7 @@ def registry_of(
         "meter": meter,
     }.items():
         registry.register(name, part.state_dict, part.load_state_dict)
+    registry.register("optimizers", optimizers.state_dict, optimizers.load_state_dict, optimizers.check_state)
     registry.register("counters", counters.snapshot, counters.load)
     registry.register("rng", read_rng, write_rng)  # last: restoring the others may draw
     return registry

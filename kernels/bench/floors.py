@@ -106,3 +106,19 @@ def scan_work(shape: ScanShape, direction: str) -> tuple[Work, ...]:
     if direction == "forward+backward":
         return (scan_forward(shape), scan_backward(shape))
     raise ValueError(f"direction: inference, forward or forward+backward, got {direction!r}")
+
+
+def orthogonalise_flops(rows: int, columns: int, iterations: int = 5) -> int:
+    """Polar Express of one matrix with symmetric products at half their cost, in the cheaper of its two forms.
+
+    Per iteration the direct form takes X X^T, R^2 and the product with X. The Gram form, with one restart, takes X X^T
+    and the product with X twice, and for each iteration R^2, each Q after a part's first, and Z R Z before its next;
+    their results are symmetric too.
+    """
+    n, m = min(rows, columns), max(rows, columns)
+    gram, square, product = n * n * m, n**3, 2 * n * n * m
+    direct = iterations * (gram + square + product)
+    later = max(iterations - 2, 0)  # behind the restart
+    repeats = max(min(iterations, 2) - 1, 0) + max(later - 1, 0)
+    parts = 1 + (later > 0)
+    return min(direct, parts * (gram + product) + (iterations + 3 * repeats) * square)

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from sigma.config.parse import DEFAULT, Parsed
 from sigma.config.table import Flag, get_value, run_flags, section_flags, sections
 
 ARGS_FILE_NAME = "train_sigma_args.txt"
-_SHIPPED = {"device": "auto", "data_backend": "hybrid"}
-"""What the shipped args file sets."""
+PROFILE: dict[str, Any] = {
+    "device": None,
+    "optimizer": "c3o",
+    "c3o_credit_enabled": True,
+    "data_backend": "hybrid",
+}
+"""What the shipped args file sets: field -> value, None for the default."""
 
 _ARGS_HEAD = """\
 # Arguments of SIGMA. Start the program (or `sigma train`) and it reads this file.
@@ -65,14 +71,12 @@ def flags_markdown() -> str:
 
 
 def args_template() -> str:
-    """The text of a fresh `train_sigma_args.txt`: every flag as a comment, but for those of `_SHIPPED`."""
+    """The text of a fresh `train_sigma_args.txt`: every flag as a comment, except those of the profile."""
     lines = [_ARGS_HEAD]
     for section, section_type in sections().items():
         lines.append(f"# ===== {section}: {_summary(section_type)}")
         for flag in _of_section(section):
-            shipped = _SHIPPED.get(flag.field)
-            line = f"# {_example(flag)}" if shipped is None else flag.line(shipped)
-            lines += ["", f"# {flag.help} {_note(flag)}", line]
+            lines += ["", f"# {flag.help} {_note(flag)}", _line(flag)]
         lines.append("")
     return "\n".join(lines)
 
@@ -108,6 +112,13 @@ def _note(flag: Flag) -> str:
     if bounds := _bounds(flag):
         parts.append(bounds)
     return f"({'; '.join(parts)})"
+
+
+def _line(flag: Flag) -> str:
+    if flag.field in PROFILE:
+        value = PROFILE[flag.field]
+        return flag.line(flag.default if value is None else value)
+    return "# " + _example(flag)
 
 
 def _example(flag: Flag) -> str:

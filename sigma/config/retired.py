@@ -47,7 +47,7 @@ RETIRED: dict[str, str] = {
     "mamba-block-t mamba-block-n": "tiles are chosen for the device; the algorithm's chunk is --ssm-chunk",
     "mamba-step-scale": "the step size is learned",
     "instant-reversible-iters instant-comp-dim": "--instant-enabled recomputes exactly",
-    "muon-strict-split? muon-exclude-embeddings? muon-exclude-lm-head?": "Muon never owns embeddings, head or vectors",
+    "muon-strict-split?": "matrices go by their role; --muon-exclude-embeddings and its like decide about the rest",
     "muon-max-orthogonalized-dim": "matrices of every size are orthogonalised",
     "no-amp?": "use --precision fp32",
     "moe-gate-precision": "the router always computes in 32 bits",
@@ -68,18 +68,24 @@ RETIRED: dict[str, str] = {
     "grpo-num-generations self-improver-frontier-alpha": "it never had an effect",
     "massive-improvement-enforced? forward-research-loop-enabled? replacement-policy-strict?": "it never had an effect",
     "hydra-unverified-cap-text hydra-sampo-verbosity-weight": "it never had an effect",
+    "gn-beta1 c3o-beta1": "use --muon-momentum",
+    "gn-eps gn-ns-steps gn-block-size": "the new gnprox divides exactly, in the eigenbasis of its curvature",
+    "gn-damping-up gn-damping-down gn-damping-gain": "the damping follows the measured reduction of the loss",
+    "gn-clip-grad c3o-grad-clip": "use --grad-clip",
+    "c3o-beta2 c3o-eps c3o-damping": "c3o shares out the step of --c3o-base, which has its own constants",
+    "c3o-block-size": "the blocks of c3o are the logical matrices of the model",
+    "c3o-credit-ema": "use --c3o-credit-ema-beta",
+    "c3o-credit-skip-threshold c3o-credit-clip-value": "credit shrinks with its noise; see --c3o-block-scale-max",
+    "c3o-trust-norm-refresh-steps c3o-trust-norm-refresh-drift": "norms are read where they are used",
+    "c3o-foreach-fused?": "matrices of one shape are always updated together",
+    "c3o-state-dtype": "use --momentum-dtype and --weight-dtype",
+    "c3o-credit-loss-weight c3o-credit-verifier-weight c3o-credit-speed-weight":
+        "credit is the slope of the loss along a block's step, and nothing else",
 }  # fmt: skip
 """Flags (without dashes) -> what stands in their place."""
 
 NOT_YET: dict[str, str] = {
     "instant-error-threshold": "comes with lossy INSTANT; the exact mode is used",
-    "gn-beta1 gn-beta2 gn-eps gn-damping gn-damping-min gn-damping-max gn-damping-up gn-damping-down gn-damping-gain "
-    "gn-ns-steps gn-block-size gn-clip-grad": "comes with the optimizer gnprox",
-    "c3o-beta1 c3o-beta2 c3o-eps c3o-damping c3o-grad-clip c3o-block-size c3o-credit-ema c3o-credit-gain "
-    "c3o-credit-skip-threshold c3o-block-scale-min c3o-block-scale-max c3o-trust-radius c3o-trust-norm-refresh-steps "
-    "c3o-trust-norm-refresh-drift c3o-foreach-fused? c3o-state-dtype": "comes with the optimizer c3o",
-    "c3o-credit-enabled? c3o-credit-ema-beta c3o-credit-loss-weight c3o-credit-verifier-weight c3o-credit-speed-weight "
-    "c3o-credit-clip-value": "comes with c3o credit",
     "grpo-backend grpo-code-timeout-sec grpo-reward-success grpo-reward-fail": "comes with reinforcement learning",
     "ttrl-group-size ttrl-interval ttrl-max-new-tokens ttrl-temperature ttrl-top-k ttrl-refine-iters "
     "ttrl-retry-temperature-decay ttrl-retry-top-k-decay ttrl-budget-min ttrl-budget-max ttrl-asym-verify-enabled? "
@@ -110,12 +116,7 @@ NOT_YET: dict[str, str] = {
 }  # fmt: skip
 """Flags (without dashes) -> the system that brings them."""
 
-_MUON = "comes later; muon is used"
 VALUE_CHANGES: dict[tuple[str, str], ValueChange] = {
-    ("optimizer", "c3o"): ValueChange("muon", _MUON),
-    ("optimizer", "normuon"): ValueChange("muon", _MUON),
-    ("optimizer", "adamuon"): ValueChange("muon", _MUON),
-    ("optimizer", "gnprox"): ValueChange("muon", _MUON),
     ("data_backend", "hf"): ValueChange("hybrid", "now part of hybrid; add --commoncrawl-ratio 0 for the hub alone"),
     ("precision", "fp16"): ValueChange("auto", "retired (it needs loss scaling); auto is used"),
     ("device", "cuda:0"): ValueChange("cuda", "now written cuda; choose a GPU with CUDA_VISIBLE_DEVICES"),

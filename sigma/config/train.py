@@ -15,8 +15,8 @@ class TrainSection:
     steps: int | None = opt(None, "Optimizer steps of the whole run.", low=1, high=10**9)
     precision: Literal["auto", "bf16", "fp32"] = opt("auto", "Arithmetic of the matrix products; auto is bf16 on CUDA.")
     grad_clip: float = opt(1.0, "Largest norm of the gradient; 0 switches clipping off.", low=0)
-    optimizer: Literal["muon", "adamw"] = opt(
-        "muon", "Muon for hidden matrices with AdamW for the rest, or AdamW alone."
+    optimizer: Literal["adamw", "muon", "normuon", "adamuon", "soapmuon", "c3o", "gnprox"] = opt(
+        "muon", "What owns the hidden matrices; the rest is AdamW's."
     )
     lr: float | None = opt(None, "Peak learning rate of the hidden matrices.", low=0, high=10)
     adam_lr: float | None = opt(

@@ -1,92 +1,122 @@
-"""The optimizers of a run as one object: one step, one schedule, one set of named state tensors."""
+"""The optimizers of a run as one object: one step, one schedule, one set of named state tensors, one routing table."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from sigma.config.c3o import C3OSection
+from sigma.config.curvature import CurvatureSection
+from sigma.config.optim import OptimSection
 from sigma.config.train import TrainSection
 from sigma.core.errors import SigmaError
-from sigma.optim.muon import MuonBlocks
-from sigma.optim.routing import Role, Route, format_table, route
+from sigma.optim.adamuon import AdaMuon
+from sigma.optim.blocks import SEPARATOR
+from sigma.optim.c3o import C3O
+from sigma.optim.gnprox import GNProx
+from sigma.optim.matrix import Direction, MakeDirection, MatrixOptimizer
+from sigma.optim.muon import Muon
+from sigma.optim.normuon import NorMuon
+from sigma.optim.routing import Role, Route, format_table, refuse_other_table, route, table_of
+from sigma.optim.soapmuon import SoapMuon
 
-ADAM_BETAS = (0.9, 0.95)
-ADAM_EPS = 1e-8
-MUON_MOMENTUM = 0.95
-SEPARATOR = "|"  # between parameter name and slot; no parameter name holds it
+DIRECTIONS: dict[str, MakeDirection] = {"muon": Muon, "normuon": NorMuon, "adamuon": AdaMuon}
+"""`--optimizer` -> the direction of its hidden matrices. AdamW has none."""
+
+CURVED_DIRECTIONS: dict[str, Callable[[OptimSection, CurvatureSection], Direction]] = {
+    "soapmuon": SoapMuon,
+    "gnprox": GNProx,
+}
+"""Those with statistics of a curvature. `c3o` is one of either kind, shared out by credit."""
+
+ADAM_SLOTS = ("step", "exp_avg", "exp_avg_sq")
 
 
 class OptimizerSet:
-    """AdamW, or Muon and AdamW, over the parameters of one model."""
+    """A matrix optimizer and AdamW, or AdamW alone, over the parameters of one model."""
 
-    def __init__(self, parameters: Mapping[str, Parameter], routes: Sequence[Route], train: TrainSection) -> None:
-        if train.lr is None or train.adam_lr is None:
-            raise ValueError("--lr and --adam-lr must be resolved before the optimizers are built")
-        self.parameters = dict(parameters)
-        self.routes = list(routes)
-        self._peaks = (train.lr, train.adam_lr, train.weight_decay)
-        self.optimizers: list[MuonBlocks | torch.optim.AdamW] = []
-        if groups := self._groups("muon"):
-            self.optimizers.append(MuonBlocks(groups, momentum=MUON_MOMENTUM))
-        if groups := self._groups("adamw"):
-            # fused: one pass over the state, and it can be told on the device to leave everything as it is
-            self.optimizers.append(torch.optim.AdamW(groups, betas=ADAM_BETAS, eps=ADAM_EPS, fused=True))
-
-    def _groups(self, owner: str) -> list[dict]:
-        lr, adam_lr, decay = self._peaks
-        members: dict[tuple[float, float], list[Route]] = {}
-        for r in self.routes:
-            if r.owner == owner:
-                members.setdefault((lr if r.hidden else adam_lr, decay if r.decayed else 0.0), []).append(r)
-        groups = []
-        for (peak, weight_decay), routes in members.items():
-            group = {"params": [self.parameters[r.name] for r in routes], "weight_decay": weight_decay}
-            group |= {"lr": peak, "peak_lr": peak}
-            groups.append(group | {"splits": [r.splits for r in routes]} if owner == "muon" else group)
-        return groups
+    def __init__(
+        self,
+        parameters: Mapping[str, Parameter],
+        routes: Sequence[Route],
+        matrix: MatrixOptimizer | None,
+        adamw: torch.optim.AdamW | None,
+        name: str,
+    ) -> None:
+        self.parameters, self.routes, self.name = dict(parameters), list(routes), name
+        self.matrix, self.adamw = matrix, adamw
 
     def set_scale(self, scale: float) -> None:
         """Set every learning rate to `scale` times its peak."""
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
+        if self.matrix is not None:
+            self.matrix.set_scale(scale)
+        for group in self.adamw.param_groups if self.adamw is not None else ():
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(scale * group["peak_lr"])
+            else:
                 group["lr"] = scale * group["peak_lr"]
 
-    def step(self, found_inf: Tensor) -> None:
-        """Update everything, or nothing when the device scalar `found_inf` is 1 (decided on the device, no wait)."""
-        for optimizer in self.optimizers:
-            optimizer.found_inf = found_inf  # pyright: ignore[reportAttributeAccessIssue]
-            optimizer.step()
+    def step(self, found_inf: Tensor, clip: Tensor | None = None) -> None:
+        """Update everything, or nothing when the device scalar `found_inf` is 1 (decided on the device, no wait).
+
+        `clip` is what the gradients have been multiplied with to bound their norm.
+        """
+        if self.matrix is not None:
+            self.matrix.found_inf, self.matrix.clip = found_inf, clip
+            self.matrix.step()
+        if self.adamw is not None:
+            self.adamw.found_inf = found_inf  # pyright: ignore[reportAttributeAccessIssue]
+            self.adamw.step()
 
     def zero_grad(self) -> None:
         """Drop all gradients."""
-        for optimizer in self.optimizers:
-            optimizer.zero_grad(set_to_none=True)
+        for parameter in self.parameters.values():
+            parameter.grad = None
 
     def table(self) -> list[str]:
         """The routing table as lines of text."""
-        return format_table(self.routes, *self._peaks)
+        return format_table(self.routes, self.name)
+
+    def metrics(self) -> dict[str, Tensor | float]:
+        """What the matrix optimizer reports; device scalars are not read here."""
+        return {} if self.matrix is None else self.matrix.metrics()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The routing table, and how many steps the matrix optimizer has counted."""
+        return {"routing": table_of(self.routes), "steps": 0 if self.matrix is None else self.matrix.steps}
+
+    def check_state(self, state: Mapping[str, Any]) -> None:
+        """Raise SigmaError, before anything is restored, when a checkpoint has another routing table."""
+        refuse_other_table(state["routing"], self.routes)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore `state_dict`."""
+        self.check_state(state)
+        if self.matrix is not None:
+            self.matrix.steps = state["steps"]
 
     def tensors(self) -> dict[str, Tensor]:
         """State tensors (not copied) under `<parameter name>|<slot>`; empty before the first step."""
-        names: dict[Tensor, str] = {parameter: name for name, parameter in self.parameters.items()}
-        return {
-            f"{names[parameter]}{SEPARATOR}{slot}": value
-            for optimizer in self.optimizers
-            for parameter, slots in optimizer.state.items()
-            for slot, value in slots.items()
-        }
+        found = {} if self.matrix is None else self.matrix.tensors()
+        if self.adamw is not None:
+            names: dict[Tensor, str] = {parameter: name for name, parameter in self.parameters.items()}
+            for parameter, slots in self.adamw.state.items():
+                found |= {f"{names[parameter]}{SEPARATOR}{slot}": value for slot, value in slots.items()}
+        return found
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """Restore what `tensors` returned. Raises SigmaError for a parameter or slot of another model or optimizer."""
-        owners = {p: o for o in self.optimizers for group in o.param_groups for p in group["params"]}
-        loaded: dict[Parameter, dict[str, Tensor]] = {}
-        for key, value in tensors.items():
+        owned = {r.name for r in self.routes if r.owner == "matrix"}
+        mine = {key: value for key, value in tensors.items() if key.rpartition(SEPARATOR)[0] in owned}
+        adam: dict[Parameter, dict[str, Tensor]] = {}
+        for key in tensors.keys() - mine.keys():
             name, _, slot = key.rpartition(SEPARATOR)
-            parameter = self.parameters.get(name)
-            if parameter is None or slot not in _slots(owners[parameter]):
+            value, parameter = tensors[key], self.parameters.get(name)
+            if parameter is None or slot not in ADAM_SLOTS:
                 raise SigmaError(
                     f"the checkpoint's optimizer state {key!r} does not belong to this model and --optimizer;"
                     " continue the run with the options it was started with, or use another --output-dir"
@@ -96,19 +126,51 @@ class OptimizerSet:
                     f"the checkpoint's optimizer state {key!r} has shape {tuple(value.shape)}, the model"
                     f" {tuple(parameter.shape)}; continue the run with the sizes it was started with"
                 )
-            loaded.setdefault(parameter, {})[slot] = value.to(parameter.device, copy=True)
-        for optimizer in self.optimizers:
-            optimizer.state.clear()
-        for parameter, slots in loaded.items():
-            owners[parameter].state[parameter] = slots
-
-
-def _slots(optimizer: MuonBlocks | torch.optim.AdamW) -> tuple[str, ...]:
-    return ("momentum_buffer",) if isinstance(optimizer, MuonBlocks) else ("step", "exp_avg", "exp_avg_sq")
+            adam.setdefault(parameter, {})[slot] = value.to(parameter.device, copy=True)
+        if self.matrix is not None:
+            self.matrix.load_tensors(mine)
+        if self.adamw is not None:
+            self.adamw.state.clear()
+            for parameter, slots in adam.items():
+                self.adamw.state[parameter] = slots
 
 
 def build_optimizers(
-    parameters: Mapping[str, Parameter], roles: Mapping[str, Role], train: TrainSection
+    parameters: Mapping[str, Parameter],
+    roles: Mapping[str, Role],
+    train: TrainSection,
+    optim: OptimSection,
+    curvature: CurvatureSection,
+    c3o: C3OSection,
 ) -> OptimizerSet:
     """Route the parameters by role and build what `--optimizer` asks for. Raises ValueError for a missing role."""
-    return OptimizerSet(parameters, route(parameters, roles, train.optimizer), train)
+    routes = route(parameters, roles, train, optim)
+    owned, rest = ([r for r in routes if r.owner == owner] for owner in ("matrix", "adamw"))
+    matrix = None
+    if owned:
+        base = c3o.c3o_base if train.optimizer == "c3o" else train.optimizer
+        allocation = C3O(c3o) if c3o.c3o_credit_enabled else None
+        matrix = MatrixOptimizer(parameters, owned, _direction(base, optim, curvature), optim, allocation)
+    adamw = _adamw(parameters, rest, optim) if rest else None
+    return OptimizerSet(parameters, routes, matrix, adamw, train.optimizer)
+
+
+def _direction(name: str, optim: OptimSection, curvature: CurvatureSection) -> Direction:
+    if name in CURVED_DIRECTIONS:
+        return CURVED_DIRECTIONS[name](optim, curvature)
+    return DIRECTIONS[name](optim)
+
+
+def _adamw(parameters: Mapping[str, Parameter], routes: Sequence[Route], optim: OptimSection) -> torch.optim.AdamW:
+    members: dict[tuple[float, float], list[Parameter]] = {}
+    for r in routes:
+        members.setdefault((r.lr, r.weight_decay), []).append(parameters[r.name])
+    cuda = any(p.is_cuda for group in members.values() for p in group)
+    groups = [
+        # a rate on the device can change between the replays of a CUDA graph
+        {"params": group, "weight_decay": decay, "lr": torch.tensor(lr).cuda() if cuda else lr, "peak_lr": lr}
+        for (lr, decay), group in members.items()
+    ]
+    betas = (optim.adam_beta1, optim.adam_beta2)
+    # fused: one pass over the state, and it can be told on the device to leave everything as it is
+    return torch.optim.AdamW(groups, betas=betas, eps=optim.adam_eps, fused=True, capturable=cuda)

@@ -37,11 +37,12 @@ class StepState:
 
 @dataclass(frozen=True)
 class Context:
-    """What features may use: the model, the loss of some rows of a batch, and a way to undo what a probe changed."""
+    """What features may use: the model, the loss or the logits of some rows of a batch, and a way to undo a probe."""
 
     model: Any
     loss: Callable[[Any, slice], Tensor]
     undone: Callable[[], AbstractContextManager[None]]
+    logits: Callable[[Any, slice], Tensor]
 
 
 class Feature:

@@ -196,6 +196,7 @@ class Trainer:
     def _write_row(self, s: StepState) -> None:
         phases = self.clock.read()
         device: dict[str, float | Tensor] = {**self.model.metrics(), **s.metrics}  # pyright: ignore[reportCallIssue]
+        device |= self.stepper.optimizers.metrics()
         device["skipped_steps"] = self.stepper.skipped_total
         device["longest_skip"] = self.stepper.longest_skip
         row: dict[str, Any] = self.meter.read(device)

@@ -51,6 +51,7 @@ class Saver:
         self._pass_on(found.events)
         if found.checkpoint is None:
             return None
+        self.registry.check(found.checkpoint.items)
         self.registry.write_tensors(found.checkpoint.groups())
         self.registry.write(found.checkpoint.items)
         return found.checkpoint.manifest.step

@@ -18,6 +18,7 @@ from sigma.core.errors import SigmaError
 
 Getter = Callable[[], Any]
 Setter = Callable[[Any], Any]
+Check = Callable[[Any], None]
 TensorGetter = Callable[[], dict[str, Tensor]]
 TensorSetter = Callable[[Mapping[str, Tensor]], Any]
 
@@ -31,12 +32,15 @@ class StateRegistry:
 
     def __init__(self) -> None:
         self._items: dict[str, tuple[Getter, Setter]] = {}
+        self._checks: dict[str, Check] = {}
         self._groups: dict[str, tuple[TensorGetter, TensorSetter]] = {}
 
-    def register(self, name: str, get: Getter, set: Setter) -> None:
-        """Add one JSON item. Raises ValueError on a name used twice."""
+    def register(self, name: str, get: Getter, set: Setter, check: Check | None = None) -> None:
+        """Add one JSON item; `check` raises for one that must not be restored. ValueError on a name used twice."""
         self._refuse_duplicate(name)
         self._items[name] = (get, set)
+        if check is not None:
+            self._checks[name] = check
 
     def register_tensors(self, name: str, get: TensorGetter, set: TensorSetter) -> None:
         """Add one group of tensors, saved as `<name>.safetensors`. Raises ValueError on a name used twice."""
@@ -62,6 +66,12 @@ class StateRegistry:
     def read_tensors(self) -> dict[str, dict[str, Tensor]]:
         """The tensors of every group (not copied)."""
         return {name: get() for name, (get, _) in self._groups.items()}
+
+    def check(self, items: Mapping[str, Any]) -> None:
+        """Raise StateMismatchError when the names differ, or what the check of an item raises; changes nothing."""
+        refuse_different_names("state items", items, self._items)
+        for name, check in self._checks.items():
+            check(items[name])
 
     def write(self, items: Mapping[str, Any]) -> None:
         """Restore every JSON item. Raises StateMismatchError, before changing anything, when the names differ."""

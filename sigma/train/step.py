@@ -162,11 +162,15 @@ class Stepper:
 
     def context(self) -> Context:
         """What features may use. Their probes run the model itself, never its compiled form."""
-        return Context(self.model, self._probe_loss, self._undone)
+        return Context(self.model, self._probe_loss, self._undone, self._probe_logits)
 
     def _probe_loss(self, batch: TensorBatch, rows: slice) -> Tensor:
         loss, aux = self._losses(self.model, batch, rows)
         return loss + aux
+
+    def _probe_logits(self, batch: TensorBatch, rows: slice) -> Tensor:
+        with self._autocast():
+            return self.model(**self._inputs(batch, rows)).logits
 
     @contextmanager
     def _undone(self) -> Iterator[None]:
@@ -178,16 +182,21 @@ class Stepper:
             rollback.restore()
 
     def _losses(self, forward: Callable[..., Any], batch: TensorBatch, rows: slice) -> tuple[Tensor, Tensor]:
-        segments_BT = batch.segments_BT[rows]
-        with torch.autocast(self.settings.device.type, torch.bfloat16, enabled=self.settings.bf16):
-            out = forward(
-                input_ids=self._send(batch.input_ids_BT[rows]),
-                shift_labels=self._send(batch.labels_BT[rows]),
-                segment_ids=self._send(segments_BT),
-                cu_seqlens=self._send(cu_seqlens_of(segments_BT)),
-                use_cache=False,
-            )
+        with self._autocast():
+            out = forward(**self._inputs(batch, rows), shift_labels=self._send(batch.labels_BT[rows]))
             return out.loss.float(), self.model.aux_loss().float()  # pyright: ignore[reportCallIssue]
+
+    def _inputs(self, batch: TensorBatch, rows: slice) -> dict[str, Any]:
+        segments_BT = batch.segments_BT[rows]
+        return {
+            "input_ids": self._send(batch.input_ids_BT[rows]),
+            "segment_ids": self._send(segments_BT),
+            "cu_seqlens": self._send(cu_seqlens_of(segments_BT)),
+            "use_cache": False,
+        }
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.settings.device.type, torch.bfloat16, enabled=self.settings.bf16)
 
     def _send(self, tensor: Tensor) -> Tensor:
         if self.settings.device.type == "cuda":
@@ -199,10 +208,12 @@ class Stepper:
             norm = nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None])
             finite = torch.isfinite(norm) & torch.isfinite(loss + aux)
             found_inf = (~finite).to(torch.float32)
+            clip = None
             if self.settings.grad_clip > 0:
                 nn.utils.clip_grads_with_norm_(self._parameters, self.settings.grad_clip, norm)
+                clip = (self.settings.grad_clip / (norm + 1e-6)).clamp(max=1)  # what it has multiplied with
             self.optimizers.set_scale(scale)
-            self.optimizers.step(found_inf)
+            self.optimizers.step(found_inf, clip)
             self.model.after_update()  # pyright: ignore[reportCallIssue]
             rollback.restore_buffers(found_inf)
             self.optimizers.zero_grad()

@@ -14,13 +14,17 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 import sigma.build
 from sigma.build import build_trainer
+from sigma.config.c3o import C3OSection
+from sigma.config.curvature import CurvatureSection
 from sigma.config.data import DataSection
 from sigma.config.model import ModelSection
+from sigma.config.optim import OptimSection
 from sigma.config.presets import resolve
 from sigma.config.resolved import load_resolved
 from sigma.config.root import RunConfig
 from sigma.config.run import RunSection
 from sigma.config.train import TrainSection
+from sigma.core.errors import SigmaError
 from sigma.core.stop import StopRequest
 from sigma.core.strict_json import load_file, loads
 from sigma.data.record import Record
@@ -46,11 +50,18 @@ RUN = {
 }  # fmt: skip
 TRAIN = {"steps": 6, "lr": 4e-3, "adam_lr": 3e-3}
 ON_GPU = {"device": "cuda", "deterministic": True}
+LEAN = {
+    "optimizer": "normuon", "momentum_dtype": "int8", "weight_dtype": "bf16_residual", "precision": "bf16",
+    "cautious_weight_decay": True,
+}  # fmt: skip
 SECTIONS = {
     "run": (RunSection, RUN),
     "model": (ModelSection, MODEL),
     "data": (DataSection, DATA),
     "train": (TrainSection, TRAIN),
+    "optim": (OptimSection, {}),
+    "curvature": (CurvatureSection, {}),
+    "c3o": (C3OSection, {}),
 }
 Make = Callable[..., Trainer]
 
@@ -129,12 +140,23 @@ def test_a_run_leaves_every_file_that_it_promises(make: Make) -> None:
     assert [start["step"] for start in manifest["starts"]] == [0]
 
 
-@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
-def test_an_interrupted_run_ends_with_the_same_model_file(make: Make, optimizer: str) -> None:
-    whole = make("whole", optimizer=optimizer)
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"optimizer": "muon"},
+        {"optimizer": "adamw"},
+        LEAN,
+        {"optimizer": "soapmuon"},
+        {"optimizer": "gnprox", "gn_interval": 2, "gn_damping_interval": 2},
+        {"optimizer": "c3o", "c3o_credit_enabled": True, "c3o_probe_interval": 2, "c3o_audit_interval": 2},
+    ],
+    ids=lambda f: f["optimizer"],
+)
+def test_an_interrupted_run_ends_with_the_same_model_file(make: Make, flags: dict[str, Any]) -> None:
+    whole = make("whole", **flags)
     whole.run()
     for stop_at in (2, 4, None):
-        part = make("cut", StopRequest(), optimizer=optimizer)
+        part = make("cut", StopRequest(), **flags)
         if stop_at is not None:
             part.features.run = stopping(part, stop_at)  # type: ignore[method-assign]
         part.run()
@@ -160,7 +182,16 @@ def test_the_inventory_of_saved_state_is_this(make: Make) -> None:
     """
     registry = make().saver.registry
     assert registry.group_names() == ["model", "optim", "stream"]
-    assert registry.names() == ["progress", "data", "features", "stepper", "meter", "counters", "rng"]
+    assert registry.names() == ["progress", "data", "features", "stepper", "meter", "optimizers", "counters", "rng"]
+
+
+def test_a_resume_with_another_routing_table_is_refused_and_changes_nothing(make: Make) -> None:
+    make(steps=3).run()
+    other = make(steps=6, muon_exclude_router=False)
+    before = weights(other)
+    with pytest.raises(SigmaError, match=r"another routing table: .* was \['adamw', 'router'\]"):
+        other.run()
+    assert same(weights(other), before)
 
 
 def test_the_same_seed_gives_the_same_weights(make: Make) -> None:
@@ -308,7 +339,8 @@ def test_every_column_is_documented(make: Make) -> None:
     text = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
     documented = set(re.findall(r"`([a-zX0-9_]+)`", text))
     lines = (trainer.run_dir / "metrics.jsonl").read_bytes().splitlines()
-    columns = {re.sub(r"^feature_(instant|diff_mla)_", "feature_X_", name) for line in lines for name in loads(line)}
+    feature = re.compile(rf"^feature_({'|'.join(sigma.build.FEATURE_NAMES)})_")
+    columns = {feature.sub("feature_X_", name) for line in lines for name in loads(line)}
     columns = {re.sub(r"^data_(tokens|dropped)_\w+", r"data_\1_X", name) for name in columns}
     known = documented | {f"feature_X_{part}" for part in ("enabled", "calls", "effective_calls", "s")}
     assert columns - known == set()
@@ -436,7 +468,7 @@ def test_wandb_starts_the_relay(make: Make, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+@pytest.mark.parametrize("optimizer", ["muon", "normuon", "adamuon", "adamw"])
 def test_an_interrupted_deterministic_run_on_cuda_ends_with_the_same_model_file(make: Make, optimizer: str) -> None:
     whole = make("whole", optimizer=optimizer, **ON_GPU)
     whole.run()
@@ -460,7 +492,7 @@ def test_phases_on_cuda_add_up_to_the_wall_time(make: Make) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+@pytest.mark.parametrize("optimizer", ["muon", "normuon", "adamuon", "adamw"])
 def test_the_update_on_cuda_never_waits_for_the_device(make: Make, optimizer: str) -> None:
     trainer = make(optimizer=optimizer, device="cuda")
     train_steps(trainer, 2)

@@ -67,7 +67,8 @@ def test_a_preset_starts_uniform_and_every_parameter_gets_a_gradient_and_moves(p
     without = [name for name, p in model.named_parameters() if p.grad is None or not bool(p.grad.any())]
     assert without == []
 
-    optimizers = build_optimizers(dict(model.named_parameters()), model.parameter_roles(), config.train)
+    parameters, roles = dict(model.named_parameters()), model.parameter_roles()
+    optimizers = build_optimizers(parameters, roles, config.train, config.optim, config.curvature, config.c3o)
     still = list(started)
     for step in range(1, STEPS + 1):
         optimizers.set_scale(learning_rate_scale(step, STEPS, config.train.warmup_share, config.train.decay_share))

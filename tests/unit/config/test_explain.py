@@ -21,9 +21,9 @@ def test_shipped_args_file_is_fresh():
     assert (ROOT / ARGS_FILE_NAME).read_text("utf-8") == args_template(), REMEDY
 
 
-def test_fresh_args_file_sets_only_the_device_and_the_source_of_texts():
+def test_fresh_args_file_sets_only_the_profile():
     parsed = parse(args_file=ROOT / ARGS_FILE_NAME)
-    assert parsed.given == {"device": "auto", "data_backend": "hybrid"}
+    assert parsed.given == {"device": "auto", "optimizer": "c3o", "c3o_credit_enabled": True, "data_backend": "hybrid"}
     assert parsed.warnings == ()
     assert "\n# --require-cuda\n" in args_template()
 

@@ -1,126 +1,173 @@
-"""OptimizerSet: one step, one schedule, one set of named state tensors."""
+"""OptimizerSet: one step, one schedule, one set of named state tensors, one routing table."""
 
-from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
-from torch.nn import Parameter
 
-from sigma.config.train import TrainSection
 from sigma.core.errors import SigmaError
-from sigma.optim.build import OptimizerSet, build_optimizers
+from sigma.optim.build import CURVED_DIRECTIONS, DIRECTIONS
+from tests.unit.optim.conftest import SHAPES, Make, same, step, values
 
-TRAIN = TrainSection(steps=10, lr=1e-2, adam_lr=2e-3)
-ROLES = {"w": "hidden", "fused": ("fused", (3, 2)), "stack": "experts", "embed": "embedding", "norm": "vector"}
-SHAPES = {"w": (4, 3), "fused": (5, 3), "stack": (2, 4, 3), "embed": (7, 3), "norm": (3,)}
-GO, SKIP = torch.tensor(0.0), torch.tensor(1.0)
-
-
-def make(train: TrainSection = TRAIN) -> OptimizerSet:
-    generator = torch.Generator().manual_seed(3)
-    parameters = {name: Parameter(torch.randn(*shape, generator=generator)) for name, shape in SHAPES.items()}
-    return build_optimizers(parameters, ROLES, train)
-
-
-def step(optimizers: OptimizerSet, seed: int, found_inf: torch.Tensor = GO, value: float | None = None) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    for p in optimizers.parameters.values():
-        p.grad = torch.randn(p.shape, generator=generator) if value is None else torch.full_like(p, value)
-    optimizers.step(found_inf)
+ALL = ["adamw", "c3o", *DIRECTIONS, *CURVED_DIRECTIONS]
+FAMILY = [name for name in DIRECTIONS if name in ("muon", "normuon", "adamuon")]
+STORAGE = [
+    {},
+    {"momentum_dtype": "bf16"},
+    {"momentum_dtype": "int8"},
+    {"weight_dtype": "bf16_residual"},
+    {"momentum_dtype": "int8", "weight_dtype": "bf16_residual"},
+]
+VARIANTS = [({"optimizer": name}) for name in ALL] + [{"optimizer": "muon", **storage} for storage in STORAGE[1:]]
 
 
-def values(optimizers: OptimizerSet) -> dict[str, torch.Tensor]:
-    return {name: p.detach().clone() for name, p in optimizers.parameters.items()}
-
-
-def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
-
-
-@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
-def test_every_parameter_moves(optimizer: str) -> None:
-    optimizers = make(replace(TRAIN, optimizer=optimizer))
+@pytest.mark.parametrize("optimizer", ALL)
+def test_every_parameter_moves(make: Make, optimizer: str) -> None:
+    optimizers = make(optimizer=optimizer)
     before = values(optimizers)
     step(optimizers, 1)
     assert [name for name, p in optimizers.parameters.items() if torch.equal(p, before[name])] == []
 
 
-@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
-def test_state_in_a_new_object_continues_bit_for_bit(optimizer: str) -> None:
-    train = replace(TRAIN, optimizer=optimizer)
-    first, second = make(train), make(train)
-    for seed in (1, 2):
+@pytest.mark.parametrize("flags", VARIANTS, ids=str)
+def test_state_in_a_new_object_continues_bit_for_bit(make: Make, flags: dict[str, Any]) -> None:
+    first, second = make(**flags), make(**flags, seed=4)
+    for seed in (1, 2, 3):
         step(first, seed)
     for name, p in second.parameters.items():
         p.data.copy_(first.parameters[name])
     second.load_tensors({key: tensor.clone() for key, tensor in first.tensors().items()})
-    step(first, 3)
-    step(second, 3)
+    second.load_state_dict(first.state_dict())
+    for seed in (4, 5, 6):
+        step(first, seed)
+        step(second, seed)
     assert same(values(first), values(second))
+    assert same(first.tensors(), second.tensors())
 
 
-@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
-def test_state_tensors_are_named_by_parameter_and_slot_and_each_one_matters(optimizer: str) -> None:
-    train = replace(TRAIN, optimizer=optimizer)
-    reference = make(train)
+@pytest.mark.parametrize("flags", VARIANTS, ids=str)
+def test_state_tensors_are_named_by_parameter_and_slot_and_each_one_matters(make: Make, flags: dict[str, Any]) -> None:
+    reference = make(**flags)
     step(reference, 1)
     saved = {key: tensor.clone() for key, tensor in reference.tensors().items()}
     start = values(reference)
     step(reference, 2)
     assert {key.split("|")[0] for key in saved} == set(SHAPES)
     for key in saved:
-        changed = make(train)
+        changed = make(**flags)
         for name, p in changed.parameters.items():
             p.data.copy_(start[name])
         changed.load_tensors(saved | {key: saved[key] + 1})
         step(changed, 2)
-        assert not same(values(changed), values(reference)), key
+        assert not same(values(changed) | changed.tensors(), values(reference) | reference.tensors()), key
 
 
-@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
-def test_a_skipped_step_leaves_weights_and_state(optimizer: str) -> None:
-    optimizers = make(replace(TRAIN, optimizer=optimizer))
+@pytest.mark.parametrize("flags", VARIANTS, ids=str)
+def test_a_skipped_step_leaves_weights_and_state(make: Make, flags: dict[str, Any]) -> None:
+    optimizers = make(**flags)
     step(optimizers, 1)
     weights, state = values(optimizers), {key: t.clone() for key, t in optimizers.tensors().items()}
-    step(optimizers, 2, found_inf=SKIP, value=float("nan"))
+    step(optimizers, 2, skip=True, value=float("nan"))
     assert same(values(optimizers), weights)
     assert same(optimizers.tensors(), state)
 
 
-def test_scale_reaches_every_group() -> None:
+def test_a_skipped_first_step_leaves_weights_and_empty_state(make: Make) -> None:
+    optimizers = make()
+    weights = values(optimizers)
+    step(optimizers, 1, skip=True, value=float("inf"))
+    assert same(values(optimizers), weights)
+    assert all(not bool(t.any()) for t in optimizers.tensors().values())
+
+
+def test_scale_reaches_every_parameter(make: Make) -> None:
+    optimizers = make()
+    before = values(optimizers)
+    optimizers.set_scale(0.0)
+    step(optimizers, 1)
+    assert same(values(optimizers), before)
+    optimizers.set_scale(0.5)
+    half = make()
+    step(half, 1)
     optimizers = make()
     optimizers.set_scale(0.5)
-    rates = {group["lr"] for o in optimizers.optimizers for group in o.param_groups}
-    assert rates == {0.5 * TRAIN.lr, 0.5 * TRAIN.adam_lr}
+    step(optimizers, 1)
+    for name, p in optimizers.parameters.items():
+        moved, whole = p - before[name], half.parameters[name] - before[name]
+        torch.testing.assert_close(moved, whole / 2, rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize(
-    "change", [{"lr": 3e-2}, {"adam_lr": 5e-3}, {"weight_decay": 0.5}, {"optimizer": "adamw"}], ids=str
+    "flags, moved",
+    [
+        ({"lr": 3e-2}, {"w", "same", "fused", "stack"}),
+        ({"adam_lr": 5e-3}, {"embed", "head", "router", "norm"}),
+        ({"weight_decay": 0.5}, {"w", "same", "fused", "stack", "head", "router"}),
+        ({"fused_lr_scale": 2.0}, {"fused"}),
+        ({"expert_lr_scale": 2.0}, {"stack"}),
+        ({"embedding_lr_scale": 2.0}, {"embed"}),
+        ({"head_lr_scale": 2.0}, {"head"}),
+        ({"router_lr_scale": 2.0}, {"router"}),
+        ({"vector_lr_scale": 2.0}, {"norm"}),
+        ({"muon_exclude_embeddings": False}, {"embed"}),
+        ({"muon_exclude_lm_head": False}, {"head"}),
+        ({"muon_exclude_router": False}, {"router"}),
+        ({"muon_momentum": 0.5}, {"w", "same", "fused", "stack"}),
+        ({"muon_nesterov": False}, {"w", "same", "fused", "stack"}),
+        ({"muon_polynomial": "newton_schulz"}, {"w", "same", "fused", "stack"}),
+        ({"muon_iterations": 2}, {"w", "same", "fused", "stack"}),
+        ({"cautious_weight_decay": True}, {"w", "same", "fused", "stack"}),
+        ({"momentum_dtype": "bf16"}, {"w", "same", "fused", "stack"}),
+        ({"momentum_dtype": "int8"}, {"w", "same", "fused", "stack"}),
+        ({"weight_dtype": "bf16_residual"}, {"w", "same", "fused", "stack"}),
+        ({"adam_beta1": 0.5}, {"embed", "head", "router", "norm"}),
+        ({"adam_beta2": 0.5}, {"embed", "head", "router", "norm"}),
+        ({"adam_eps": 1e-2}, {"embed", "head", "router", "norm"}),
+    ],
+    ids=lambda flags: next(iter(flags)) if isinstance(flags, dict) else "",
 )
-def test_each_option_changes_the_update(change: dict) -> None:
-    plain, changed = make(), make(replace(TRAIN, **change))
-    step(plain, 1)
-    step(changed, 1)
-    assert not same(values(plain), values(changed))
+def test_each_flag_changes_the_parameters_that_it_is_about(make: Make, flags: dict, moved: set[str]) -> None:
+    plain, changed = make(), make(**flags)
+    for seed in (1, 2, 3):
+        step(plain, seed)
+        step(changed, seed)
+    found = {n for n in SHAPES if not torch.equal(plain.parameters[n].float(), changed.parameters[n].float())}
+    assert found == moved
 
 
-def test_weight_decay_spares_vectors_and_embedding() -> None:
-    plain, decayed = make(), make(replace(TRAIN, weight_decay=0.5))
-    step(plain, 1)
-    step(decayed, 1)
-    moved = {name for name in SHAPES if not torch.equal(plain.parameters[name], decayed.parameters[name])}
-    assert moved == {"w", "fused", "stack"}
+def test_a_checkpoint_with_another_routing_table_is_refused_by_name(make: Make) -> None:
+    stored = make().state_dict()
+    with pytest.raises(
+        SigmaError, match=r"another routing table: embed was \['adamw', 'embedding'\] and is \['matrix'"
+    ):
+        make(muon_exclude_embeddings=False).check_state(stored)
+    with pytest.raises(SigmaError, match="4 parameters differ"):
+        make(optimizer="adamw").check_state(stored)
+    make(lr=0.5).check_state(stored)
 
 
-def test_state_of_another_optimizer_is_refused() -> None:
+def test_state_of_another_optimizer_is_refused(make: Make) -> None:
     muon = make()
     step(muon, 1)
     with pytest.raises(SigmaError, match="does not belong"):
-        make(replace(TRAIN, optimizer="adamw")).load_tensors(muon.tensors())
+        make(optimizer="adamw").load_tensors(muon.tensors())
 
 
-def test_state_of_another_size_is_refused() -> None:
+@pytest.mark.parametrize(
+    "change",
+    [{"w|momentum_buffer": torch.zeros(2, 2)}, {"w|momentum_buffer": torch.zeros(4, 3, dtype=torch.bfloat16)}],
+    ids=["shape", "type"],
+)
+def test_state_of_another_kind_is_refused(make: Make, change: dict[str, torch.Tensor]) -> None:
     optimizers = make()
     step(optimizers, 1)
-    with pytest.raises(SigmaError, match="has shape"):
-        make().load_tensors(optimizers.tensors() | {"w|momentum_buffer": torch.zeros(2, 2)})
+    with pytest.raises(SigmaError, match=r"'w\|momentum_buffer' is .* \[4, 3\]; continue"):
+        make().load_tensors(optimizers.tensors() | change)
+
+
+def test_a_missing_state_tensor_is_refused(make: Make) -> None:
+    optimizers = make()
+    step(optimizers, 1)
+    state = {key: tensor for key, tensor in optimizers.tensors().items() if key != "w|momentum_buffer"}
+    with pytest.raises(SigmaError, match="is not there"):
+        make().load_tensors(state)

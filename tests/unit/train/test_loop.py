@@ -84,7 +84,8 @@ def make(tiny: Any, tmp_path: Path) -> Callable[..., Trainer]:
 def assemble(tiny: Any, config: RunConfig, judge: Judge) -> Trainer:
     run_dir, model, data = config.run.output_dir, tiny.Model(), tiny.Stream()
     lock = RunLock(run_dir).acquire()
-    optimizers = build_optimizers(dict(model.named_parameters()), model.parameter_roles(), config.train)
+    parameters, roles = dict(model.named_parameters()), model.parameter_roles()
+    optimizers = build_optimizers(parameters, roles, config.train, config.optim, config.curvature, config.c3o)
     log, clock, features = MetricsLog(run_dir), make_clock(CPU), FeatureSet([Counting()])
     settings = StepSettings(CPU, bf16=False, micro_batch=6, grad_clip=config.train.grad_clip)
     stepper = Stepper(

@@ -7,6 +7,9 @@ from typing import Any
 import pytest
 import torch
 
+from sigma.config.c3o import C3OSection
+from sigma.config.curvature import CurvatureSection
+from sigma.config.optim import OptimSection
 from sigma.config.train import TrainSection
 from sigma.core.errors import SigmaError
 from sigma.optim.build import build_optimizers
@@ -27,8 +30,9 @@ def make(tiny: Any) -> Callable[..., Stepper]:
         events: list[tuple[str, dict[str, Any]]] = []
         retries: list[int] = []
         optimizers = build_optimizers(
-            dict(model.named_parameters()), model.parameter_roles(), replace(TRAIN, optimizer=optimizer)
-        )
+            dict(model.named_parameters()), model.parameter_roles(), replace(TRAIN, optimizer=optimizer),
+            OptimSection(), CurvatureSection(), C3OSection(),
+        )  # fmt: skip
         stepper = Stepper(
             model,
             optimizers,
@@ -57,7 +61,7 @@ def gradients(stepper: Stepper, batch: Any) -> dict[str, torch.Tensor]:
     """Gradients of one step, taken before the update drops them."""
     found: dict[str, torch.Tensor] = {}
 
-    def keep(found_inf: torch.Tensor) -> None:
+    def keep(found_inf: torch.Tensor, clip: Any) -> None:
         found.update({name: p.grad.clone() for name, p in stepper.model.named_parameters() if p.grad is not None})
 
     stepper.optimizers.step = keep  # type: ignore[method-assign]

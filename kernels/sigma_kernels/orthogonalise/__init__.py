@@ -1,0 +1,1 @@
+"""Orthogonalisation: `op` is public, `reference` its specification, `kernel` the symmetric products in Triton."""

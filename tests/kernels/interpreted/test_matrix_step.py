@@ -1,0 +1,158 @@
+"""Momentum and weight steps in Triton, interpreted, against the reference."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sigma_kernels import counters, dispatch
+from sigma_kernels.matrix_step.codes import decode_residual
+from sigma_kernels.matrix_step.op import momentum_step, weight_step
+from tests.kernels.matrix_step_cases import Batch, make_batch, scales
+
+SHAPES = [(12, 10), (1, 1), (50, 90)]  # the last takes three tiles of a matrix
+GO, SKIP = torch.tensor(0.0), torch.tensor(1.0)
+
+
+def close(got: torch.Tensor, want: torch.Tensor) -> None:
+    assert got.dtype == want.dtype
+    if got.dtype == torch.int8:
+        assert (got.int() - want.int()).abs().max() <= 1
+        assert (got != want).float().mean() < 0.01
+    else:
+        tolerance = {"rtol": 1e-5, "atol": 1e-6} if got.dtype == torch.float32 else {"rtol": 2.0**-7, "atol": 1e-6}
+        torch.testing.assert_close(got, want, **tolerance)
+
+
+def masters(batch: Batch) -> list[torch.Tensor]:
+    """The weights in fp32, with their residual."""
+    if batch.residual is None:
+        return batch.weights
+    rows = batch.blocks.rows
+    coarse = torch.cat([w if w.ndim == 3 else w[None, -rows:] for w in batch.weights])
+    return [decode_residual(coarse, batch.residual)]
+
+
+def both(make, run) -> list[Batch]:
+    """The batch after Triton and after the reference."""
+    found = []
+    for backend in ("triton", "reference"):
+        dispatch.set_backend(backend)
+        batch = make()
+        batch.result = run(batch)
+        found.append(batch)
+    return found
+
+
+@pytest.mark.parametrize("momentum", ["fp32", "bf16", "int8"])
+@pytest.mark.parametrize("form", ["nesterov", "average", "sign"])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_momentum_equals_the_reference(shape, form, momentum):
+    def run(batch: Batch):
+        return momentum_step(
+            batch.blocks, batch.gradients, batch.momentum, batch.scale, beta=0.95, form=form, found_inf=GO,
+            dtype=torch.float32,
+        )  # fmt: skip
+
+    got, want = both(lambda: make_batch(*shape, momentum=momentum), run)
+    close(got.momentum, want.momentum)
+    if got.scale is not None:
+        close(got.scale, want.scale)
+    close(got.result[0], want.result[0])
+    assert torch.equal(got.result[1], want.result[1])
+
+
+@pytest.mark.parametrize("grad_dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("beta", [0.0, 0.3, 0.95])
+def test_weight_of_the_past_and_type_of_the_gradient(beta, grad_dtype):
+    def run(batch: Batch):
+        return momentum_step(batch.blocks, batch.gradients, batch.momentum, beta=beta)
+
+    got, want = both(lambda: make_batch(grad_dtype=grad_dtype), run)
+    close(got.momentum, want.momentum)
+    close(got.result[0], want.result[0])
+
+
+def test_a_missing_gradient_counts_as_zero_and_is_not_active():
+    def run(batch: Batch):
+        batch.gradients[2][1] = 0
+        return momentum_step(batch.blocks, batch.gradients, batch.momentum, beta=0.9)
+
+    got, want = both(lambda: make_batch(absent=True), run)
+    close(got.momentum, want.momentum)
+    assert got.result[1].tolist() == want.result[1].tolist() == [1, 0, 1, 0, 1]
+
+
+def test_a_gradient_of_nan_is_active():
+    batch = make_batch()
+    batch.gradients[0].fill_(float("nan"))
+    assert momentum_step(batch.blocks, batch.gradients, batch.momentum, beta=0.9)[1].tolist() == [1] * 5
+
+
+@pytest.mark.parametrize("momentum", ["fp32", "int8"])
+def test_a_skipped_momentum_step_changes_no_state(momentum):
+    batch, before = make_batch(momentum=momentum), make_batch(momentum=momentum)
+    momentum_step(batch.blocks, batch.gradients, batch.momentum, batch.scale, beta=0.9, found_inf=SKIP)
+    assert torch.equal(batch.momentum, before.momentum)
+    assert batch.scale is None or torch.equal(batch.scale, before.scale)
+
+
+@pytest.mark.parametrize("decay", ["plain", "cautious", "prox", "cautious_prox"])
+@pytest.mark.parametrize("kind", [None, "matrix", "row", "column"])
+@pytest.mark.parametrize("residual", [False, True], ids=["fp32", "residual"])
+def test_weights_equal_the_reference(residual, kind, decay):
+    def run(batch: Batch):
+        weight_step(
+            batch.blocks, batch.weights, batch.direction, batch.rate, batch.decay,
+            active_K=torch.tensor([1, 1, 0, 1, 1], dtype=torch.int32), scale=scales(batch, kind),
+            residual_KMN=batch.residual, decay=decay, found_inf=GO,
+        )  # fmt: skip
+
+    got, want = both(lambda: make_batch(residual=residual), run)
+    for a, b in zip(masters(got), masters(want), strict=True):
+        torch.testing.assert_close(a, b, rtol=2e-5 if residual else 1e-5, atol=1e-6)  # a step of the residual is 1.5e-5
+    untouched = make_batch(residual=residual)
+    assert torch.equal(got.weights[1][:8], untouched.weights[1][:8])
+    assert torch.equal(got.weights[2][0], untouched.weights[2][0])
+    assert not torch.equal(got.weights[0], untouched.weights[0])
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_weights_of_every_shape_and_expanded_rates(shape):
+    def run(batch: Batch):
+        one = torch.tensor(0.02).expand(5)
+        weight_step(
+            batch.blocks, batch.weights, batch.direction, one, one, active_K=torch.ones(5, dtype=torch.int32),
+            scale=scales(batch, "row"),
+        )  # fmt: skip
+
+    got, want = both(lambda: make_batch(*shape), run)
+    for a, b in zip(got.weights, want.weights, strict=True):
+        close(a, b)
+
+
+def test_a_skipped_weight_step_changes_nothing():
+    batch, before = make_batch(residual=True), make_batch(residual=True)
+    ones = torch.ones(5, dtype=torch.int32)
+    weight_step(
+        batch.blocks, batch.weights, batch.direction, batch.rate, batch.decay, active_K=ones,
+        residual_KMN=batch.residual, found_inf=SKIP,
+    )  # fmt: skip
+    assert all(torch.equal(a, b) for a, b in zip(batch.weights, before.weights, strict=True))
+    assert torch.equal(batch.residual, before.residual)
+
+
+def test_new_gradient_tensors_are_found_in_the_next_step():
+    batch, other = make_batch(), make_batch()
+    momentum_step(batch.blocks, batch.gradients, batch.momentum, beta=0.0)
+    moved = [None if g is None else 2 * g for g in batch.gradients]
+    momentum_step(batch.blocks, moved, batch.momentum, beta=0.0)
+    momentum_step(other.blocks, moved, other.momentum, beta=0.0)
+    assert torch.equal(batch.momentum, other.momentum)
+
+
+def test_each_step_is_counted():
+    batch = make_batch()
+    momentum_step(batch.blocks, batch.gradients, batch.momentum, beta=0.9)
+    assert counters.get("matrix_step.momentum") == 1
+    assert counters.get("matrix_step.use_triton") == 1

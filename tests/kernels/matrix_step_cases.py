@@ -1,0 +1,71 @@
+"""What the tests of momentum and weight steps share: parameters that hold the blocks of a batch, and their inputs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sigma_kernels.matrix_step.blocks import BlockList
+from sigma_kernels.matrix_step.codes import encode_int8, encode_residual
+
+
+@dataclass
+class Batch:
+    """Blocks of 12 x 10 (or of `rows` x `columns`): a matrix, rows 8 to the end of a fused projection, a stack of 3."""
+
+    blocks: BlockList
+    weights: list[Tensor]
+    gradients: list[Tensor | None]
+    momentum: Tensor
+    scale: Tensor | None
+    residual: Tensor | None
+    direction: Tensor
+    rate: Tensor
+    decay: Tensor
+
+
+def draw(*shape: int, seed: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def make_batch(
+    rows: int = 12,
+    columns: int = 10,
+    *,
+    momentum: str = "fp32",
+    residual: bool = False,
+    grad_dtype: torch.dtype = torch.float32,
+    absent: bool = False,
+    device: str = "cpu",
+) -> Batch:
+    """A batch of five blocks; `absent` leaves the fused projection without a gradient."""
+    shapes = [(rows, columns), (rows + 8, columns), (3, rows, columns)]
+    weights = [draw(*s, seed=i).to(device) for i, s in enumerate(shapes)]
+    gradients: list[Tensor | None] = [draw(*s, seed=10 + i).to(device, grad_dtype) for i, s in enumerate(shapes)]
+    if absent:
+        gradients[1] = None
+    ranges = [(0, rows), (8, rows), (0, rows)]
+    past = draw(5, rows, columns, seed=20).to(device)
+    scale = low = None
+    if momentum == "int8":
+        past, scale = encode_int8(past)
+    elif momentum == "bf16":
+        past = past.bfloat16()
+    if residual:
+        pairs = [encode_residual(w) for w in weights]
+        weights = [coarse for coarse, _ in pairs]
+        low = torch.cat([f if f.ndim == 3 else f[None, -rows:] for _, f in pairs]).contiguous()
+    return Batch(
+        BlockList(weights, ranges), weights, gradients, past, scale, low,
+        draw(5, rows, columns, seed=30).to(device, torch.bfloat16),
+        (0.01 * (1 + torch.arange(5.0))).to(device), (1 - 0.01 * torch.arange(5.0)).to(device),
+    )  # fmt: skip
+
+
+def scales(batch: Batch, kind: str | None) -> Tensor | None:
+    """A scale of one kind: for each matrix, row or column."""
+    _, rows, columns = batch.direction.shape
+    shape = {None: None, "matrix": (5, 1, 1), "row": (5, rows, 1), "column": (5, 1, columns)}[kind]
+    return None if shape is None else draw(*shape, seed=40).to(batch.direction.device)

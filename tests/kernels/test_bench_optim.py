@@ -1,0 +1,102 @@
+"""The benchmark of the optimizers times the parameters of the presets, and its floors are the counted operations."""
+
+from __future__ import annotations
+
+import importlib
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from sigma.config.presets import resolve
+from sigma.config.root import RunConfig
+from sigma.data.tokenizer import load_tokenizer
+from sigma.model.configuration import sigma_config_from
+from sigma.model.modeling import SigmaForCausalLM
+
+BENCH = Path(__file__).resolve().parents[2] / "kernels" / "bench"
+
+
+@pytest.fixture
+def module(monkeypatch):
+    """Import a module of kernels/bench."""
+    monkeypatch.syspath_prepend(str(BENCH))
+    return importlib.import_module
+
+
+@pytest.mark.parametrize("preset", ["small", "large"])
+def test_the_shapes_are_those_of_the_preset(module, preset):
+    config = RunConfig()
+    config = resolve(replace(config, run=replace(config.run, preset=preset, device="cpu")), None)
+    with torch.device("meta"):
+        model = SigmaForCausalLM(sigma_config_from(config, load_tokenizer("bpe8k").vocab_size))
+    roles = {n: r if isinstance(r, str) else (r[0], tuple(r[1])) for n, r in model.parameter_roles().items()}
+    want = Counter((roles[name], tuple(p.shape)) for name, p in model.named_parameters())
+    listed = module("optim_shapes").SHAPES[preset]
+    assert {(role, shape): count for role, shape, count in listed} == dict(want)
+
+
+def test_logical_matrices_are_counted_once(module):
+    shapes = module("optim_shapes")
+    hidden = sum(r * c * k for (r, c), k in shapes.matrices_of("small").items())
+    rest = {"embedding", "router", "vector"}
+    others = sum(torch.Size(s).numel() * k for role, s, k in shapes.SHAPES["small"] if role in rest)
+    assert hidden + others == shapes.parameters_of("small") == 107_797_536
+    assert shapes.matrices_of("small")[512, 512] == 12 * 8 * 3 + 12 * 2 + 15
+
+
+@pytest.mark.parametrize("rows, columns", [(512, 512), (512, 2048), (2048, 512)])
+@pytest.mark.parametrize("iterations", [1, 2, 3, 5, 7])
+def test_the_floor_counts_the_products_that_the_op_runs(module, rows, columns, iterations):
+    from sigma_kernels.orthogonalise import reference
+
+    counted = {"direct": 0, "gram": 0}
+
+    class Matrix:
+        """The shape of a matrix; products are counted, symmetric ones at half their cost."""
+
+        def __init__(self, form: str, rows: int, columns: int) -> None:
+            self.form, self.rows, self.columns = form, rows, columns
+
+        def times(self, other: Matrix, *, symmetric: bool) -> Matrix:
+            counted[self.form] += (1 if symmetric else 2) * self.rows * self.columns * other.columns
+            return Matrix(self.form, self.rows, other.columns)
+
+        def __matmul__(self, other: Matrix) -> Matrix:
+            return self.times(other, symmetric=False)
+
+    class Counting:
+        def gram(self, x: Matrix) -> Matrix:
+            return x.times(Matrix(x.form, x.columns, x.rows), symmetric=True)
+
+        def symmetric(self, left: Matrix, right: Matrix) -> Matrix:
+            return left.times(right, symmetric=True)
+
+        def quadratic(self, gram: Matrix, triple: object) -> Matrix:
+            return gram.times(gram, symmetric=True)
+
+        def apply(self, x: Matrix, triple: object) -> Matrix:
+            return self.quadratic(self.gram(x), triple) @ x
+
+    n, m = min(rows, columns), max(rows, columns)
+    for form, run in (("direct", reference.direct_form), ("gram", reference.gram_form)):
+        run(Matrix(form, n, m), reference.polynomials(iterations), Counting())
+    assert module("floors").orthogonalise_flops(rows, columns, iterations) == min(counted.values())
+
+
+def test_bytes_of_a_step_by_hand(module):
+    step = module("ops.optim_step")
+    n, rest = (
+        107_797_536,
+        107_797_536 - sum(r * c * k for (r, c), k in module("optim_shapes").matrices_of("small").items()),
+    )
+    by_name = {name: step.bytes_of("small", provider) for name, provider in step.PROVIDERS.items()}
+    assert by_name["torch-adamw"] == 28 * n
+    assert by_name["normuon"] == 24 * (n - rest) + 28 * rest
+    assert by_name["normuon-lean-graph"] == 14 * (n - rest) + 28 * rest
+    matrix = module("ops.matrix_step")
+    assert (matrix.bytes_of("forward", "fp32"), matrix.bytes_of("backward", "fp32")) == (14, 10)
+    assert matrix.bytes_of("forward", "int8 momentum, bf16+8 weights") == 6
+    assert matrix.bytes_of("backward", "int8 momentum, bf16+8 weights") == 8
