@@ -14,7 +14,8 @@ from sigma.data.mixture import Group
 from sigma.data.outages import Limits
 from sigma.data.quality.gate import build_gate
 from sigma.data.sources import SourceName, text_source
-from sigma.data.stream import BatchStream, StreamSettings
+from sigma.data.stream import BatchStream
+from sigma.data.stream_settings import StreamSettings
 from sigma.data.tokenizer import Tokenizer
 
 SMALLEST_SHARE = 1e-9  # 1 - 0.9 - 0.1 is not exactly 0

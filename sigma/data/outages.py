@@ -39,7 +39,7 @@ class Outages:
         self.outages = self.divergences = 0
         self._batch = 0
         self._left_s = limits.deadline_s
-        self._stalled: dict[str, float] = {}
+        self._stalled: dict[tuple[str, str], float] = {}
         self._told: set[str] = set()
 
     def state_dict(self) -> dict[str, Any]:
@@ -80,22 +80,36 @@ class Outages:
         self._tell("data_divergence", source=source, reason=reason)
 
     def _decide(self, feed: Feed, at: int) -> bool:
-        ready = feed.ready() or (feed.busy and self._wait(feed, self._limits.deadline_s, while_busy=True))
+        ready = feed.ready() or (feed.busy and self._wait_for_workers(feed))
         if not ready and feed.name not in self.absent:
-            ready = self._wait_with_patience(feed)
+            ready = self._wait_for_network(feed)
         self._change(feed, at, ready, self._reason(feed, self._limits.deadline_s))
         return ready
 
-    def _wait_with_patience(self, feed: Feed) -> bool:
-        began = time.monotonic()
-        stalled = self._stalled.get(feed.name)
-        if stalled is not None and began - stalled < PATIENCE * self._limits.deadline_s:
+    def _wait_for_workers(self, feed: Feed) -> bool:
+        """What is in hand comes soon, unless the gate drops everything."""
+        if not self._is_patient(feed, "workers"):
             return False
+        began = time.monotonic()
+        ready = self._wait(feed, self._limits.deadline_s, while_busy=True)
+        if not ready and time.monotonic() - began >= self._limits.deadline_s:
+            self._stalled[feed.name, "workers"] = time.monotonic()
+        return ready
+
+    def _wait_for_network(self, feed: Feed) -> bool:
+        if not self._is_patient(feed, "network"):
+            return False
+        began = time.monotonic()
         ready = self._wait(feed, self._left_s)
         self._left_s = max(0.0, self._left_s - (time.monotonic() - began))
         if not ready and feed.failure is None:
-            self._stalled[feed.name] = time.monotonic()
+            self._stalled[feed.name, "network"] = time.monotonic()
         return ready
+
+    def _is_patient(self, feed: Feed, with_whom: str) -> bool:
+        """Whether the last time that nobody came is long enough ago."""
+        stalled = self._stalled.get((feed.name, with_whom))
+        return stalled is None or time.monotonic() - stalled >= PATIENCE * self._limits.deadline_s
 
     def _wait(self, feed: Feed, limit_s: float, *, replay: bool = False, while_busy: bool = False) -> bool:
         """Wait until `feed` is ready. One that has failed is waited for in a replay only; `while_busy` waits for the

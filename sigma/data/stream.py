@@ -13,8 +13,7 @@ import hashlib
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,12 +23,13 @@ from torch import Tensor
 from sigma.data.feed import Document, Feed
 from sigma.data.journal import Journal
 from sigma.data.mixture import Group, Mixture, Turn
-from sigma.data.outages import Limits, Outages
+from sigma.data.outages import Outages
 from sigma.data.packing import Batch, BatchBuilder
 from sigma.data.prefetch import Prefetcher
 from sigma.data.quality.duplicates import Duplicates
 from sigma.data.recent import Recent
 from sigma.data.record import Cursor, DataError
+from sigma.data.stream_settings import StreamSettings
 from sigma.data.tally import DUPLICATE, Tally, columns
 from sigma.data.tokenizer import Tokenizer
 
@@ -41,28 +41,6 @@ _NONE_KEPT = np.empty((0, Duplicates.width), dtype=np.int64)
 
 class StopWaitingError(DataError):
     """The run was asked to end while it waited for data."""
-
-
-@dataclass(frozen=True)
-class StreamSettings:
-    """`rows` x `length` positions in the global batch, of which rank `rank` of `world` gets its rows.
-
-    `prefetch` batches and the chunks of `workers` threads are prepared ahead. The first `bootstrap` batches come from
-    local sources alone. Near-duplicates are looked for among `dedup_window` documents, 0 for not at all. `journal` is
-    the file that holds what the network decided; `fresh` ignores an older one.
-    """
-
-    rows: int
-    length: int
-    prefetch: int = 0
-    workers: int = 0
-    bootstrap: int = 0
-    dedup_window: int = 0
-    rank: int = 0
-    world: int = 1
-    limits: Limits = field(default_factory=Limits)
-    journal: Path | None = None
-    fresh: bool = False
 
 
 @dataclass(frozen=True)

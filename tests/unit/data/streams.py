@@ -18,7 +18,8 @@ from sigma.data.quality.duplicates import signature
 from sigma.data.quality.gate import Verdict
 from sigma.data.quality.words import Words
 from sigma.data.record import Block, Damaged, FileRef, Record, Unavailable
-from sigma.data.stream import BatchStream, StreamSettings
+from sigma.data.stream import BatchStream
+from sigma.data.stream_settings import StreamSettings
 from sigma.data.window import WindowSize
 from sigma.data.window_source import WindowSource
 

@@ -8,7 +8,8 @@ from sigma.data.baselines import WittenBellBigram, bigram_bpb, gzip_bpb, xz_bpb
 from sigma.data.corpus import CorpusSource
 from sigma.data.feed import Feed
 from sigma.data.mixture import Group
-from sigma.data.stream import BatchStream, StreamSettings
+from sigma.data.stream import BatchStream
+from sigma.data.stream_settings import StreamSettings
 from sigma.data.validation import Validation
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from sigma.data.journal import FILE_NAME
 from sigma.data.outages import Limits
+from sigma.data.quality.gate import Verdict
 from sigma.data.stream import StopWaitingError
 from tests.unit.data.streams import QUICK, Memory, NoSpam, go_to, remote_stream, snapshot, take, tallied, trio
 
@@ -120,6 +121,21 @@ def test_a_slow_source_that_stalls_again_and_again_may_wait_once_in_a_while_only
     assert tallied(stream)["data_outages"] >= 2
     assert time.monotonic() - began < 2 * QUICK.deadline_s + 1.5
     slow.go.set()
+
+
+class Dull(NoSpam):
+    def examine(self, record):
+        time.sleep(0.002)
+        return Verdict("dull")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_source_of_which_nothing_is_kept_costs_a_deadline_once_in_a_while(build, workers):
+    stream = build([Memory("red")], shares=(1.0,), gate=Dull(), workers=workers)
+    began = time.monotonic()
+    take(stream, 40)
+    assert time.monotonic() - began < 3 * QUICK.deadline_s + 1.0
+    assert tallied(stream)["data_substitutions"] > 5
 
 
 def test_several_sources_that_hang_share_one_deadline(build):

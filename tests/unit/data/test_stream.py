@@ -12,7 +12,8 @@ from sigma.data.generators import GeneratorSource
 from sigma.data.mixture import Group
 from sigma.data.prefetch import DataThreadError
 from sigma.data.record import DataError
-from sigma.data.stream import BatchStream, StreamSettings
+from sigma.data.stream import BatchStream
+from sigma.data.stream_settings import StreamSettings
 from tests.unit.data.streams import go_to, local_groups, plain, snapshot, take
 
 BATCHES = 14

@@ -18,7 +18,8 @@ from sigma.data.mixture import Group
 from sigma.data.outages import Limits
 from sigma.data.quality.gate import build_gate
 from sigma.data.record import Record
-from sigma.data.stream import BatchStream, StreamSettings
+from sigma.data.stream import BatchStream
+from sigma.data.stream_settings import StreamSettings
 from tests.unit.data.loopback import Plan, loopback_hub
 from tests.unit.data.remote.conftest import SOURCES, stream_of
 from tests.unit.data.streams import go_to, local_groups, records_of, snapshot, take, tallied
