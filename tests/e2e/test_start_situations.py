@@ -138,7 +138,7 @@ def test_a_missing_args_file_is_written_commented_and_the_defaults_run(program, 
     output = reach_first_step(frozen.start(*tiny_flags()))
     assert f"wrote a commented one to {frozen.args_file}; using the defaults" in output
     active = [line for line in frozen.args_file.read_text().splitlines() if line and not line.startswith("#")]
-    assert active == ["--device auto"]
+    assert active == ["--device auto", "--data-backend hybrid"]
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])

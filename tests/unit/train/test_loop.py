@@ -14,6 +14,7 @@ from sigma.config.train import TrainSection
 from sigma.core.lock import RunLock
 from sigma.core.stop import StopRequest
 from sigma.core.strict_json import load_file, loads
+from sigma.data.stream import StopWaitingError
 from sigma.optim.build import build_optimizers
 from sigma.train.checkpoint import CheckpointStore
 from sigma.train.clock import CORE_PHASES, PHASES, make_clock
@@ -210,6 +211,22 @@ def test_a_stop_before_the_first_step_trains_and_saves_nothing(make: Any) -> Non
     outcome = trainer.run()
     assert (outcome.step, outcome.exit_code) == (0, 130)
     assert saved(trainer) == []
+
+
+def test_a_stop_while_waiting_for_data_saves_the_finished_step(make: Any) -> None:
+    trainer = make()
+    plain = trainer.data.next_batch
+
+    def waiting() -> Any:
+        if trainer.progress.step == 5:
+            trainer.stop.request("SIGINT")
+            raise StopWaitingError("asked to end")
+        return plain()
+
+    trainer.data.next_batch = waiting  # type: ignore[method-assign]
+    outcome = trainer.run()
+    assert (outcome.state, outcome.step, outcome.exit_code) == ("interrupted", 5, 130)
+    assert saved(trainer)[-1] == 5
 
 
 def test_a_finished_run_does_nothing_again(make: Any) -> None:
