@@ -166,8 +166,11 @@ def test_weights_equal_the_reference(shape, residual, kind, decay):
             residual_KMN=b.residual, decay=decay, found_inf=torch.zeros((), device="cuda"),
         ),
     )  # fmt: skip
+    step = (
+        2**-15 if residual else 0.0
+    )  # of the residual, at the lower end of an octave: both may round to its two sides
     for a, b in zip(masters(got), masters(want), strict=True):
-        torch.testing.assert_close(a, b, rtol=2e-5 if residual else 1e-5, atol=1e-6)
+        torch.testing.assert_close(a, b, rtol=1e-5 + step, atol=1e-6)
 
 
 def masters(batch: Batch) -> list[torch.Tensor]:
