@@ -66,7 +66,11 @@ BROKEN: dict[str, tuple[bytes, str]] = {
     "below-the-bound": (b"--steps 0", "args.txt:1: --steps: 0 is below the smallest value 1; raise it"),
     "above-the-bound": (b"--code-ratio 1.5", "args.txt:1: --code-ratio: 1.5 is above the largest value 1; lower it"),
     "negative": (b"--weight-decay\n-1.0", "args.txt:1: --weight-decay: -1.0 is below the smallest value 0; raise it"),
-    "wrong-choice": (b"--optimizer adam", "args.txt:1: --optimizer: 'adam' is not one of muon, adamw; did you mean adamw?"),
+    "wrong-choice": (
+        b"--optimizer adam",
+        "args.txt:1: --optimizer: 'adam' is not one of adamw, muon, normuon, adamuon, soapmuon, c3o, gnprox; "
+        "did you mean adamw?",
+    ),
     "choice-in-capitals": (b"--device CUDA", "args.txt:1: --device: 'CUDA' is not one of auto, cuda, cpu; did you mean cuda?"),
     "comment-behind-value": (b"--steps 5 # five", "args.txt:1: --steps: put the comment on a line of its own"),
     "comment-behind-path": (b"--output-dir runs/x ; mine", "args.txt:1: --output-dir: put the comment on a line of its own"),
