@@ -142,7 +142,7 @@ def test_a_worker_that_fails_does_not_stop_the_run_and_the_next_start_names_its_
 @pytest.mark.parametrize("name, code", [("SIGTERM", 143), ("SIGHUP", 143), ("SIGINT", 130)])
 def test_a_signal_before_the_first_step_ends_the_start_at_once_with_a_report(program, tmp_path, name, code):
     child = program.train(tmp_path / "run", *FOREVER, patch=SLOW_BUILD)
-    child.wait_for(lambda: "building" in child.output())
+    child.wait_for(lambda: "building\n" in child.output())  # unbuffered, the end of the line comes by itself
     began = time.monotonic()
     child.send(getattr(signal, name))
     assert child.wait() == code
@@ -155,7 +155,7 @@ def test_a_signal_before_the_first_step_ends_the_start_at_once_with_a_report(pro
 
 def test_a_signal_that_a_library_swallows_still_ends_the_run_before_its_first_step(program, tmp_path):
     child = program.train(tmp_path / "run", *FOREVER, patch=SWALLOWED)
-    child.wait_for(lambda: "building" in child.output())
+    child.wait_for(lambda: "building\n" in child.output())  # unbuffered, the end of the line comes by itself
     child.send(signal.SIGTERM)
     assert child.wait() == 143
     assert "step 1/" not in child.output()
