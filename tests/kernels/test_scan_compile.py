@@ -18,9 +18,9 @@ CONSUMER_SHARED_MEMORY = 99 * 1024
 WARPGROUP_SPILLS = {
     "chunk_outer_kernel": (0, 24),
     "chunk_outer_backward_kernel": (8, 112),
-    "scan_output_kernel": (0, 48),
-    "norm_backward_kernel": (16, 792),
-    "value_gradient_kernel": (32, 448),
+    "scan_output_kernel": (0, 64),
+    "norm_backward_kernel": (16, 856),
+    "value_gradient_kernel": (32, 488),
     "matrix_gradient_kernel": (0, 176),
     "over_heads_kernel": (0, 0),
 }

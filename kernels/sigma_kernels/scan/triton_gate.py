@@ -10,40 +10,35 @@ import triton.language as tl
 
 from sigma_kernels.scan.kernel_math import sigmoid
 from sigma_kernels.scan.prepare import NORM_EPS
-from sigma_kernels.scan.triton_tiles import over_ranks, over_steps, value_rows
+from sigma_kernels.scan.triton_tiles import over_ranks, over_steps, rank_vectors, value_rows
 
 EPS = tl.constexpr(NORM_EPS)
 
 
 @triton.jit
-def _rank_vectors(vector_ptr, row, rank, head, inside, P: tl.constexpr, R: tl.constexpr, BLOCK_P: tl.constexpr):
-    """The row's vector of [H, R, P]."""
-    p = tl.arange(0, BLOCK_P)
-    at = vector_ptr + ((head * R + rank) * P)[:, None] + p[None, :]
-    return tl.load(at, mask=inside[:, None] & (p < P)[None, :], other=0.0)
+def _dout_rows(dout_ptr, first, row, rank, head, inside, H, P: tl.constexpr, R: tl.constexpr, BLOCK_P: tl.constexpr):
+    """Rows of the output's gradient [B, T, H, P], fp32."""
+    at = dout_ptr + (first * H + head) * P
+    return value_rows(at, None, row, rank, head, inside, H * P, 0, P, R, BLOCK_P).to(tl.float32)
 
 
 @triton.jit
-def _dout_rows(
-    dout_ptr, combine_ptr, first, row, rank, head, inside, H, P: tl.constexpr, R: tl.constexpr, BLOCK_P: tl.constexpr
-):
-    """Rows of the output's gradient [B, T, H, P], times the rank's combination where there is one; fp32."""
-    dout = value_rows(dout_ptr + (first * H + head) * P, None, row, rank, head, inside, H * P, 0, P, R, BLOCK_P)
-    dout = dout.to(tl.float32)
+def combined(rows, combine_ptr, rank, head, inside, P: tl.constexpr, R: tl.constexpr, BLOCK_P: tl.constexpr):
+    """Rows times their rank's part in the combination, where there is one."""
     if combine_ptr is not None:
-        dout *= _rank_vectors(combine_ptr, row, rank, head, inside, P, R, BLOCK_P)
-    return dout
+        rows *= rank_vectors(combine_ptr, rank, head, inside, P, R, BLOCK_P)
+    return rows
 
 
 @triton.jit
-def _gate_rows(
+def gate_rows(
     z_ptr, expand_z_ptr, row, rank, head, inside, stride_t, P: tl.constexpr, R: tl.constexpr, BLOCK_P: tl.constexpr
 ):
     """(z, z times the rank's vector, its sigmoid), fp32 rows."""
     z = value_rows(z_ptr, None, row, rank, head, inside, stride_t, 0, P, R, BLOCK_P).to(tl.float32)
     gate = z
     if expand_z_ptr is not None:
-        gate = z * _rank_vectors(expand_z_ptr, row, rank, head, inside, P, R, BLOCK_P)
+        gate = z * rank_vectors(expand_z_ptr, rank, head, inside, P, R, BLOCK_P)
     return z, gate, sigmoid(gate)
 
 
@@ -53,9 +48,9 @@ def gradient_rows(
     P: tl.constexpr, R: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
     """The output's gradient taken through combination and gate, fp32 rows; `first` counts steps of all B * T."""
-    _, gate, open_ = _gate_rows(z_ptr, expand_z_ptr, row, rank, head, inside, stride_t, P, R, BLOCK_P)
-    dout = _dout_rows(dout_ptr, combine_ptr, first, row, rank, head, inside, H, P, R, BLOCK_P)
-    return dout * gate * open_
+    _, gate, open_ = gate_rows(z_ptr, expand_z_ptr, row, rank, head, inside, stride_t, P, R, BLOCK_P)
+    dout = _dout_rows(dout_ptr, first, row, rank, head, inside, H, P, R, BLOCK_P)
+    return combined(dout, combine_ptr, rank, head, inside, P, R, BLOCK_P) * gate * open_
 
 
 @triton.jit
@@ -85,15 +80,15 @@ def store_gate_gradients(
 
     `y` is what the gate multiplies, fp32 rows.
     """
-    z, gate, open_ = _gate_rows(z_ptr, expand_z_ptr, row, rank, head, inside, stride_t, P, R, BLOCK_P)
+    z, gate, open_ = gate_rows(z_ptr, expand_z_ptr, row, rank, head, inside, stride_t, P, R, BLOCK_P)
+    dout = _dout_rows(dout_ptr, first, row, rank, head, inside, H, P, R, BLOCK_P)
     if combine_ptr is not None:
-        dout = _dout_rows(dout_ptr, None, first, row, rank, head, inside, H, P, R, BLOCK_P)
         store_by_rank(dcombine_ptr, partial, dout * y * gate * open_, STEPS, RANK, R, P, BLOCK_P)
-    dout = _dout_rows(dout_ptr, combine_ptr, first, row, rank, head, inside, H, P, R, BLOCK_P)
+    dout = combined(dout, combine_ptr, rank, head, inside, P, R, BLOCK_P)
     dz = dout * y * open_ * (1 + gate * (1 - open_))
     if expand_z_ptr is not None:
         store_by_rank(dexpand_z_ptr, partial, dz * z, STEPS, RANK, R, P, BLOCK_P)
-        dz *= _rank_vectors(expand_z_ptr, row, rank, head, inside, P, R, BLOCK_P)
+        dz *= rank_vectors(expand_z_ptr, rank, head, inside, P, R, BLOCK_P)
     dz = over_ranks(dz, STEPS, RANK, BLOCK_P)
     p = tl.arange(0, BLOCK_P)
     at = dz_ptr + (first * H + head) * P + (t * H)[:, None] * P + p[None, :]
@@ -101,14 +96,22 @@ def store_gate_gradients(
 
 
 @triton.jit
+def normed(y, norm_ptr, head, P: tl.constexpr, BLOCK_P: tl.constexpr):
+    """The RMS norm of each row, with weights [H, P]."""
+    p = tl.arange(0, BLOCK_P)
+    y *= tl.rsqrt(tl.sum(y * y, 1) / P + EPS)[:, None]
+    return y * tl.load(norm_ptr + head * P + p, mask=p < P, other=0.0)[None, :]
+
+
+@triton.jit
 def norm_backward(y, dy, norm_ptr, dnorm_ptr, partial, head, P: tl.constexpr, BLOCK_P: tl.constexpr):
-    """Through the RMS norm of each row with weights [H, P]; stores the program's part of their gradient [., H, P]."""
+    """Through `normed`; stores the program's part of the gradient of the weights [., H, P]."""
     p = tl.arange(0, BLOCK_P)
     rstd = tl.rsqrt(tl.sum(y * y, 1) / P + EPS)[:, None]
-    normed = y * rstd
-    tl.store(dnorm_ptr + partial * P + p, tl.sum(dy * normed, 0), mask=p < P)
+    y *= rstd
+    tl.store(dnorm_ptr + partial * P + p, tl.sum(dy * y, 0), mask=p < P)
     dy *= tl.load(norm_ptr + head * P + p, mask=p < P, other=0.0)[None, :]
-    return rstd * (dy - normed * (tl.sum(dy * normed, 1) / P)[:, None])
+    return rstd * (dy - y * (tl.sum(dy * y, 1) / P)[:, None])
 
 
 @triton.jit

@@ -22,16 +22,18 @@ from sigma_kernels.scan.triton_tiles import (
     ask_for,
     ask_for_state,
     by_step,
-    decay_between,
+    chunk_rows,
     entering_weight,
     leaving_weight,
-    matrix_rows,
     over_ranks,
     over_steps,
     pair_parts,
+    rank_vectors,
     row_angles,
+    row_weights,
     state_tile,
-    turned,
+    turned_both,
+    turned_rows,
     value_rows,
 )
 
@@ -75,13 +77,10 @@ def value_gradient_kernel(
     chunk = tl.program_id(1)
     batch = tl.program_id(2).to(tl.int64)
     group = head // (H // G)
-    m = tl.arange(0, M)
-    rank = m % RANK
-    row = m // RANK
     start = chunk * STEPS
     end = tl.minimum(start + STEPS, T) - 1
+    row, rank, inside = chunk_rows(start, T, R, STEPS, RANK)
     step = start + row
-    inside = (step < T) & (rank < R)
     t = tl.arange(0, STEPS)
     here = t < T - start
     p = tl.arange(0, BLOCK_P)
@@ -105,11 +104,10 @@ def value_gradient_kernel(
         ask_for(z_ptr + within * z_stride_t)
     dots = tl.zeros((M, M), tl.float32)
     for part in tl.static_range(PARTS):
-        k0, k1 = matrix_rows(k_ptr, k_bias_ptr, row, rank, group, head, inside, part * HALF, N, G, R, HALF)
-        q0, q1 = matrix_rows(q_ptr, q_bias_ptr, row, rank, group, head, inside, part * HALF, N, G, R, HALF)
-        cos, sin = row_angles(phase_ptr, row, inside, part * HALF, S, HALF)
-        k = turned(k0, k1, cos, sin, dtype, M, HALF)
-        q = turned(q0, q1, cos, sin, dtype, M, HALF)
+        q, k = turned_both(
+            q_ptr, k_ptr, q_bias_ptr, k_bias_ptr, phase_ptr, row, rank, group, head, inside, part * HALF,
+            dtype, S, N, G, R, M, HALF,
+        )  # fmt: skip
         dots = tl.dot(q, tl.trans(k), dots, input_precision=PRECISION)
 
     x = value_rows(x_ptr, expand_x_ptr, row, rank, head, inside, x_stride_t, 0, P, R, BLOCK_P)
@@ -119,9 +117,9 @@ def value_gradient_kernel(
     gamma = tl.load(gamma_ptr + own + row, mask=inside, other=0.0)
     skip = tl.load(skip_ptr + head)
     tl.store(dskip_ptr + partial, tl.sum(tl.sum(dy.to(tl.float32) * x.to(tl.float32), 1), 0))
-    decay = decay_between(g, step, sequence_ptr, T)
+    decay, weight = row_weights(g, scale, gamma, step, sequence_ptr, T)
     equal = step[:, None] == step[None, :]
-    mixing = (dots * (decay * scale[None, :] + tl.where(equal, gamma[:, None], 0.0))).to(dtype)
+    mixing = (dots * weight).to(dtype)
     products = tl.dot(dy, tl.trans(x), input_precision=PRECISION) * dots
     tl.store(dgamma_ptr + own + t, by_step(tl.sum(tl.where(equal, products, 0.0), 1), STEPS, RANK), mask=here)
     products *= decay
@@ -131,9 +129,9 @@ def value_gradient_kernel(
     y = tl.zeros((M, BLOCK_P), tl.float32)
     for part in tl.static_range(PARTS):
         if PARTS > 1:
-            cos, sin = row_angles(phase_ptr, row, inside, part * HALF, S, HALF)
-            q0, q1 = matrix_rows(q_ptr, q_bias_ptr, row, rank, group, head, inside, part * HALF, N, G, R, HALF)
-            q = turned(q0, q1, cos, sin, dtype, M, HALF)
+            q = turned_rows(
+                q_ptr, q_bias_ptr, phase_ptr, row, rank, group, head, inside, part * HALF, dtype, S, N, G, R, M, HALF
+            )
         y = tl.dot(q, state_tile(start_ptr + border, part * HALF, N2, P, HALF, BLOCK_P), y, input_precision=PRECISION)
     y *= entering_weight(g, step, sequence_ptr, start, T)[:, None]
     tl.store(rq_ptr + own + t, by_step(rq + tl.sum(dy.to(tl.float32) * y, 1), STEPS, RANK), mask=here)
@@ -147,9 +145,9 @@ def value_gradient_kernel(
     dx = tl.zeros((M, BLOCK_P), tl.float32)
     for part in tl.static_range(PARTS):
         if PARTS > 1:
-            cos, sin = row_angles(phase_ptr, row, inside, part * HALF, S, HALF)
-            k0, k1 = matrix_rows(k_ptr, k_bias_ptr, row, rank, group, head, inside, part * HALF, N, G, R, HALF)
-            k = turned(k0, k1, cos, sin, dtype, M, HALF)
+            k = turned_rows(
+                k_ptr, k_bias_ptr, phase_ptr, row, rank, group, head, inside, part * HALF, dtype, S, N, G, R, M, HALF
+            )
         dx = tl.dot(k, state_tile(dend_ptr + border, part * HALF, N2, P, HALF, BLOCK_P), dx, input_precision=PRECISION)
     dx *= leaving_weight(g, tl.load(g_ptr + own + end - start), step, sequence_ptr, end, T)[:, None]
     dscale += tl.sum(x.to(tl.float32) * dx, 1)
@@ -158,8 +156,7 @@ def value_gradient_kernel(
     if expand_x_ptr is not None:
         plain = value_rows(x_ptr, None, row, rank, head, inside, x_stride_t, 0, P, R, BLOCK_P).to(tl.float32)
         store_by_rank(dexpand_x_ptr, partial, dx * plain, STEPS, RANK, R, P, BLOCK_P)
-        vector = ((head * R + rank) * P)[:, None] + p[None, :]
-        dx *= tl.load(expand_x_ptr + vector, mask=inside[:, None] & (p < P)[None, :], other=0.0)
+        dx *= rank_vectors(expand_x_ptr, rank, head, inside, P, R, BLOCK_P)
     dx = over_ranks(dx, STEPS, RANK, BLOCK_P)
     at = dx_ptr + (first * H + head) * P + (t * H)[:, None] * P + p[None, :]
     tl.store(at, dx.to(dx_ptr.dtype.element_ty), mask=here[:, None] & (p < P)[None, :])
@@ -182,13 +179,10 @@ def matrix_gradient_kernel(
     batch = (tl.program_id(2) // PARTS).to(tl.int64)
     pair = (tl.program_id(2) % PARTS) * HALF
     group = head // (H // G)
-    m = tl.arange(0, M)
-    rank = m % RANK
-    row = m // RANK
     start = chunk * STEPS
     end = tl.minimum(start + STEPS, T) - 1
+    row, rank, inside = chunk_rows(start, T, R, STEPS, RANK)
     step = start + row
-    inside = (step < T) & (rank < R)
     t = tl.arange(0, STEPS)
     own = (batch * H + head) * T + start
     first = batch * T + start
@@ -196,16 +190,15 @@ def matrix_gradient_kernel(
     x_ptr += batch * stride_b + start.to(tl.int64) * stride_t + head.to(tl.int64) * stride_h
     x = value_rows(x_ptr, expand_x_ptr, row, rank, head, inside, stride_t, 0, P, R, BLOCK_P)
     dy = dy_rows(dy_ptr, first, row, rank, head, inside, H, P, R, BLOCK_P)
-    k0, k1 = matrix_rows(k_ptr + first * (R * G * N), k_bias_ptr, row, rank, group, head, inside, pair, N, G, R, HALF)
-    q0, q1 = matrix_rows(q_ptr + first * (R * G * N), q_bias_ptr, row, rank, group, head, inside, pair, N, G, R, HALF)
-    cos, sin = row_angles(phase_ptr + own * S, row, inside, pair, S, HALF)
-    k = turned(k0, k1, cos, sin, dtype, M, HALF)
-    q = turned(q0, q1, cos, sin, dtype, M, HALF)
+    matrix = first * (R * G * N)
+    q, k = turned_both(
+        q_ptr + matrix, k_ptr + matrix, q_bias_ptr, k_bias_ptr, phase_ptr + own * S, row, rank, group, head, inside,
+        pair, dtype, S, N, G, R, M, HALF,
+    )  # fmt: skip
     g = tl.load(g_ptr + own + row, mask=inside, other=0.0)
     scale = tl.load(scale_ptr + own + row, mask=inside, other=0.0)
     gamma = tl.load(gamma_ptr + own + row, mask=inside, other=0.0)
-    weight = decay_between(g, step, sequence_ptr, T) * scale[None, :]
-    weight += tl.where(step[:, None] == step[None, :], gamma[:, None], 0.0)
+    _, weight = row_weights(g, scale, gamma, step, sequence_ptr, T)
     w = (tl.dot(dy, tl.trans(x), input_precision=PRECISION) * weight).to(dtype)
 
     state = state_tile(start_ptr + border, pair, N2, P, HALF, BLOCK_P)
@@ -244,11 +237,8 @@ def over_heads_kernel(
     batch = tl.program_id(2).to(tl.int64)
     group = tl.program_id(1) % G
     pair = (tl.program_id(1) // G) * HALF
-    m = tl.arange(0, M)
-    rank = m % RANK
-    row = m // RANK
     start = tl.program_id(0) * STEPS
-    inside = (start + row < T) & (rank < R)
+    row, rank, inside = chunk_rows(start, T, R, STEPS, RANK)
     first = batch * T + start
     n = pair + tl.arange(0, HALF)
     n2 = 2 * pair + tl.arange(0, 2 * HALF)

@@ -8,18 +8,24 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from sigma_kernels.scan.kernel_math import sigmoid
-from sigma_kernels.scan.triton_gate import EPS, gradient_rows, norm_backward, store_dy_rows, store_gate_gradients
+from sigma_kernels.scan.triton_gate import (
+    combined,
+    gate_rows,
+    gradient_rows,
+    norm_backward,
+    normed,
+    store_dy_rows,
+    store_gate_gradients,
+)
 from sigma_kernels.scan.triton_tiles import (
     ask_for,
     ask_for_state,
-    decay_between,
+    chunk_rows,
     entering_weight,
-    matrix_rows,
     over_ranks,
-    row_angles,
+    row_weights,
     state_tile,
-    turned,
+    turned_both,
     value_rows,
 )
 
@@ -32,7 +38,7 @@ def raw_output(
     RANK: tl.constexpr, STEPS: tl.constexpr, HALF: tl.constexpr, PARTS: tl.constexpr, BLOCK_P: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Y of one chunk, fp32 [M, BLOCK_P], before norm and gate; the rows' x, step in the chunk, rank, which exist."""
+    """Y of one chunk, fp32 [M, BLOCK_P], before norm and gate; and `chunk_rows`."""
     dtype: tl.constexpr = x_ptr.dtype.element_ty
     start = chunk * STEPS
     own = (batch * H + head) * T + start
@@ -43,11 +49,8 @@ def raw_output(
     start_ptr += ((batch * H + head) * tl.num_programs(1) + chunk) * (N2 * P)
     x_ptr += batch * stride_b + start.to(tl.int64) * stride_t + head.to(tl.int64) * stride_h
     M: tl.constexpr = STEPS * RANK
-    m = tl.arange(0, M)
-    rank = m % RANK
-    row = m // RANK
+    row, rank, inside = chunk_rows(start, T, R, STEPS, RANK)
     step = start + row
-    inside = (step < T) & (rank < R)
     group = head // (H // G)
     ask_for_state(start_ptr, N2, P)
     ask_for(x_ptr + tl.where(inside, row, 0) * stride_t)
@@ -55,11 +58,10 @@ def raw_output(
     dots = tl.zeros((M, M), tl.float32)
     y = tl.zeros((M, BLOCK_P), tl.float32)
     for part in tl.static_range(PARTS):
-        k0, k1 = matrix_rows(k_ptr, k_bias_ptr, row, rank, group, head, inside, part * HALF, N, G, R, HALF)
-        q0, q1 = matrix_rows(q_ptr, q_bias_ptr, row, rank, group, head, inside, part * HALF, N, G, R, HALF)
-        cos, sin = row_angles(phase_ptr + own * S, row, inside, part * HALF, S, HALF)
-        k = turned(k0, k1, cos, sin, dtype, M, HALF)
-        q = turned(q0, q1, cos, sin, dtype, M, HALF)
+        q, k = turned_both(
+            q_ptr, k_ptr, q_bias_ptr, k_bias_ptr, phase_ptr + own * S, row, rank, group, head, inside, part * HALF,
+            dtype, S, N, G, R, M, HALF,
+        )  # fmt: skip
         dots = tl.dot(q, tl.trans(k), dots, input_precision=PRECISION)
         state = state_tile(start_ptr, part * HALF, N2, P, HALF, BLOCK_P)
         y = tl.dot(q, state, y, input_precision=PRECISION)
@@ -67,11 +69,10 @@ def raw_output(
 
     scale = tl.load(scale_ptr + own + row, mask=inside, other=0.0)
     gamma = tl.load(gamma_ptr + own + row, mask=inside, other=0.0)
-    weight = decay_between(g, step, sequence_ptr, T) * scale[None, :]
-    weight += tl.where(step[:, None] == step[None, :], gamma[:, None], 0.0)
+    _, weight = row_weights(g, scale, gamma, step, sequence_ptr, T)
     x = value_rows(x_ptr, expand_x_ptr, row, rank, head, inside, stride_t, 0, P, R, BLOCK_P)
     y = tl.dot((dots * weight).to(dtype), x, y, input_precision=PRECISION)
-    return y + tl.load(skip_ptr + head) * x.to(tl.float32), x, row, rank, inside
+    return y + tl.load(skip_ptr + head) * x.to(tl.float32), row, rank, inside
 
 
 @triton.jit
@@ -87,26 +88,19 @@ def scan_output_kernel(
     head = tl.program_id(0)
     chunk = tl.program_id(1)
     batch = tl.program_id(2).to(tl.int64)
-    y, _, row, rank, inside = raw_output(
+    y, row, rank, inside = raw_output(
         q_ptr, k_ptr, q_bias_ptr, k_bias_ptr, phase_ptr, x_ptr, expand_x_ptr, g_ptr, scale_ptr, gamma_ptr, skip_ptr,
         start_ptr, sequence_ptr, batch, head, chunk, T, H, x_stride_b, x_stride_t, x_stride_h,
         S, P, N, G, R, RANK, STEPS, HALF, PARTS, BLOCK_P, PRECISION,
     )  # fmt: skip
-    p = tl.arange(0, BLOCK_P)
     if norm_ptr is not None:
-        y *= tl.rsqrt(tl.sum(y * y, 1) / P + EPS)[:, None]
-        y *= tl.load(norm_ptr + head * P + p, mask=p < P, other=0.0)[None, :]
+        y = normed(y, norm_ptr, head, P, BLOCK_P)
     start = chunk * STEPS
     z_ptr += batch * z_stride_b + start.to(tl.int64) * z_stride_t + head.to(tl.int64) * z_stride_h
-    z = value_rows(z_ptr, None, row, rank, head, inside, z_stride_t, 0, P, R, BLOCK_P).to(tl.float32)
-    vector = ((head * R + rank) * P)[:, None] + p[None, :]
-    mask = inside[:, None] & (p < P)[None, :]
-    if expand_z_ptr is not None:
-        z *= tl.load(expand_z_ptr + vector, mask=mask, other=0.0)
-    y *= z * sigmoid(z)
-    if combine_ptr is not None:
-        y *= tl.load(combine_ptr + vector, mask=mask, other=0.0)
+    _, gate, open_ = gate_rows(z_ptr, expand_z_ptr, row, rank, head, inside, z_stride_t, P, R, BLOCK_P)
+    y = combined(y * (gate * open_), combine_ptr, rank, head, inside, P, R, BLOCK_P)
     y = over_ranks(y, STEPS, RANK, BLOCK_P)
+    p = tl.arange(0, BLOCK_P)
     t = start + tl.arange(0, STEPS)
     out = ((batch * T + t) * H + head)[:, None] * P + p[None, :]
     tl.store(out_ptr + out, y.to(out_ptr.dtype.element_ty), mask=(t < T)[:, None] & (p < P)[None, :])
@@ -131,7 +125,7 @@ def norm_backward_kernel(
     head = tl.program_id(0)
     chunk = tl.program_id(1)
     batch = tl.program_id(2).to(tl.int64)
-    y, _, row, rank, inside = raw_output(
+    y, row, rank, inside = raw_output(
         q_ptr, k_ptr, q_bias_ptr, k_bias_ptr, phase_ptr, x_ptr, expand_x_ptr, g_ptr, scale_ptr, gamma_ptr, skip_ptr,
         start_ptr, sequence_ptr, batch, head, chunk, T, H, x_stride_b, x_stride_t, x_stride_h,
         S, P, N, G, R, RANK, STEPS, HALF, PARTS, BLOCK_P, PRECISION,
@@ -140,13 +134,11 @@ def norm_backward_kernel(
     first = batch * T + start
     partial = (batch * tl.num_programs(1) + chunk) * H + head
     t = tl.arange(0, STEPS)
-    p = tl.arange(0, BLOCK_P)
     z_ptr += batch * z_stride_b + start.to(tl.int64) * z_stride_t + head.to(tl.int64) * z_stride_h
-    weight = tl.load(norm_ptr + head * P + p, mask=p < P, other=0.0)[None, :]
-    normed = y * tl.rsqrt(tl.sum(y * y, 1) / P + EPS)[:, None] * weight
     store_gate_gradients(
-        normed, dout_ptr, z_ptr, expand_z_ptr, combine_ptr, dz_ptr, dexpand_z_ptr, dcombine_ptr, first, partial,
-        row, rank, t, head, inside, t < T - start, H, z_stride_t, P, R, STEPS, RANK, BLOCK_P,
+        normed(y, norm_ptr, head, P, BLOCK_P), dout_ptr, z_ptr, expand_z_ptr, combine_ptr, dz_ptr, dexpand_z_ptr,
+        dcombine_ptr, first, partial, row, rank, t, head, inside, t < T - start, H, z_stride_t,
+        P, R, STEPS, RANK, BLOCK_P,
     )  # fmt: skip
     dy = gradient_rows(
         dout_ptr, z_ptr, expand_z_ptr, combine_ptr, first, row, rank, head, inside, H, z_stride_t, P, R, BLOCK_P

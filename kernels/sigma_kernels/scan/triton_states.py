@@ -13,7 +13,7 @@ import triton.language as tl
 
 from sigma_kernels.scan.kernel_math import cos_sin, exp2
 from sigma_kernels.scan.triton_gate import dy_rows, gradient_rows, store_dy_rows
-from sigma_kernels.scan.triton_tiles import entering_weight, leaving_weight, row_angles, turned_rows, value_rows
+from sigma_kernels.scan.triton_tiles import chunk_rows, entering_weight, leaving_weight, turned_rows, value_rows
 
 
 @triton.jit
@@ -48,18 +48,15 @@ def chunk_outer_kernel(
     pair = (tl.program_id(2) % PARTS) * HALF
     M: tl.constexpr = STEPS * RANK
     N2: tl.constexpr = 2 * ((N + 1) // 2)
-    m = tl.arange(0, M)
-    rank = m % RANK
-    row = m // RANK
     start = chunk * STEPS
     end = tl.minimum(start + STEPS, T) - 1
+    row, rank, inside = chunk_rows(start, T, R, STEPS, RANK)
     step = start + row
-    inside = (step < T) & (rank < R)
     own = (batch * H + head) * T + start
-    cos, sin = row_angles(phase_ptr + own * S, row, inside, pair, S, HALF)
+    phase_ptr += own * S
     k_ptr += (batch * T + start) * (R * G * N)
     group = head // (H // G)
-    k = turned_rows(k_ptr, k_bias_ptr, cos, sin, row, rank, group, head, inside, pair, dtype, N, G, R, M, HALF)
+    k = turned_rows(k_ptr, k_bias_ptr, phase_ptr, row, rank, group, head, inside, pair, dtype, S, N, G, R, M, HALF)
     x_ptr += batch * stride_b + start.to(tl.int64) * stride_t + head.to(tl.int64) * stride_h
     x = value_rows(x_ptr, expand_x_ptr, row, rank, head, inside, stride_t, 0, P, R, BLOCK_P)
     g = tl.load(g_ptr + own + row, mask=inside, other=0.0)
@@ -89,18 +86,15 @@ def chunk_outer_backward_kernel(
     pair = (tl.program_id(2) % PARTS) * HALF
     M: tl.constexpr = STEPS * RANK
     N2: tl.constexpr = 2 * ((N + 1) // 2)
-    m = tl.arange(0, M)
-    rank = m % RANK
-    row = m // RANK
     start = chunk * STEPS
+    row, rank, inside = chunk_rows(start, T, R, STEPS, RANK)
     step = start + row
-    inside = (step < T) & (rank < R)
     own = (batch * H + head) * T + start
     first = batch * T + start
-    cos, sin = row_angles(phase_ptr + own * S, row, inside, pair, S, HALF)
+    phase_ptr += own * S
     q_ptr += first * (R * G * N)
     group = head // (H // G)
-    q = turned_rows(q_ptr, q_bias_ptr, cos, sin, row, rank, group, head, inside, pair, dtype, N, G, R, M, HALF)
+    q = turned_rows(q_ptr, q_bias_ptr, phase_ptr, row, rank, group, head, inside, pair, dtype, S, N, G, R, M, HALF)
     if dout_ptr is not None:
         z_ptr += batch * stride_b + start.to(tl.int64) * stride_t + head.to(tl.int64) * stride_h
         dy = gradient_rows(

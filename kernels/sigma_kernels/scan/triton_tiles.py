@@ -43,6 +43,15 @@ def cos_sin_of_stored(stored):
 
 
 @triton.jit
+def chunk_rows(start, T, R: tl.constexpr, STEPS: tl.constexpr, RANK: tl.constexpr):
+    """(step in the chunk, rank, whether it exists) of each of the STEPS * RANK rows from the step `start` on."""
+    m = tl.arange(0, STEPS * RANK)
+    row = m // RANK
+    rank = m % RANK
+    return row, rank, (start + row < T) & (rank < R)
+
+
+@triton.jit
 def row_angles(phase_ptr, row, inside, pair, S: tl.constexpr, HALF: tl.constexpr):
     """(cos, sin) of every row and of the pairs from `pair` on, [M, HALF]; phases are [., S], from S on none turns."""
     column = pair + tl.arange(0, HALF)
@@ -93,19 +102,32 @@ def pair_parts(tile, M: tl.constexpr, HALF: tl.constexpr):
 
 
 @triton.jit
-def turned(u0, u1, cos, sin, dtype: tl.constexpr, M: tl.constexpr, HALF: tl.constexpr):
-    """`matrix_rows` turned by the phase, [M, 2 HALF]."""
+def _turned(u0, u1, cos, sin, dtype: tl.constexpr, M: tl.constexpr, HALF: tl.constexpr):
     return once(side_by_side((u0 * cos - u1 * sin).to(dtype), (u0 * sin + u1 * cos).to(dtype), M, HALF))
 
 
 @triton.jit
 def turned_rows(
-    matrix_ptr, bias_ptr, cos, sin, row, rank, group, head, inside, pair, dtype: tl.constexpr,
-    N: tl.constexpr, G: tl.constexpr, R: tl.constexpr, M: tl.constexpr, HALF: tl.constexpr,
+    matrix_ptr, bias_ptr, phase_ptr, row, rank, group, head, inside, pair, dtype: tl.constexpr,
+    S: tl.constexpr, N: tl.constexpr, G: tl.constexpr, R: tl.constexpr, M: tl.constexpr, HALF: tl.constexpr,
 ):  # fmt: skip
     """`matrix_rows`, turned by the phase, [M, 2 HALF]."""
+    cos, sin = row_angles(phase_ptr, row, inside, pair, S, HALF)
     u0, u1 = matrix_rows(matrix_ptr, bias_ptr, row, rank, group, head, inside, pair, N, G, R, HALF)
-    return turned(u0, u1, cos, sin, dtype, M, HALF)
+    return _turned(u0, u1, cos, sin, dtype, M, HALF)
+
+
+@triton.jit
+def turned_both(
+    q_ptr, k_ptr, q_bias_ptr, k_bias_ptr, phase_ptr, row, rank, group, head, inside, pair, dtype: tl.constexpr,
+    S: tl.constexpr, N: tl.constexpr, G: tl.constexpr, R: tl.constexpr, M: tl.constexpr, HALF: tl.constexpr,
+):  # fmt: skip
+    """`turned_rows` of q and of k, with the same sines. All loads come first, so that they wait for memory together."""
+    k0, k1 = matrix_rows(k_ptr, k_bias_ptr, row, rank, group, head, inside, pair, N, G, R, HALF)
+    q0, q1 = matrix_rows(q_ptr, q_bias_ptr, row, rank, group, head, inside, pair, N, G, R, HALF)
+    cos, sin = row_angles(phase_ptr, row, inside, pair, S, HALF)
+    k = _turned(k0, k1, cos, sin, dtype, M, HALF)
+    return _turned(q0, q1, cos, sin, dtype, M, HALF), k
 
 
 @triton.jit
@@ -124,6 +146,16 @@ def once(x):
 
 
 @triton.jit
+def rank_vectors(vector_ptr, rank, head, inside, P: tl.constexpr, R: tl.constexpr, BLOCK_P: tl.constexpr):
+    """The vector of each row's rank [H, R, P], [M, BLOCK_P]."""
+    column = tl.arange(0, BLOCK_P)
+    mask = inside[:, None]
+    if BLOCK_P != P:
+        mask = mask & (column < P)[None, :]
+    return tl.load(vector_ptr + ((head * R + rank) * P)[:, None] + column[None, :], mask=mask, other=0.0)
+
+
+@triton.jit
 def value_rows(
     x_ptr, expand_ptr, row, rank, head, inside, stride_t, stride_r,
     P: tl.constexpr, R: tl.constexpr, BLOCK_P: tl.constexpr,
@@ -138,8 +170,7 @@ def value_rows(
         mask = mask & (column < P)[None, :]
     x = tl.load(x_ptr + (row * stride_t + rank * stride_r)[:, None] + column[None, :], mask=mask, other=0.0)
     if expand_ptr is not None:
-        vector = tl.load(expand_ptr + ((head * R + rank) * P)[:, None] + column[None, :], mask=mask, other=0.0)
-        x = (x.to(tl.float32) * vector).to(x_ptr.dtype.element_ty)
+        x = (x.to(tl.float32) * rank_vectors(expand_ptr, rank, head, inside, P, R, BLOCK_P)).to(x.dtype)
     return x
 
 
@@ -151,6 +182,14 @@ def decay_between(g, step, sequence_ptr, T):
         sequence = tl.load(sequence_ptr + step, mask=step < T, other=-1)
         before = before & (sequence[:, None] == sequence[None, :])
     return tl.where(before, exp2(tl.minimum(g[:, None] - g[None, :], 0.0)), 0.0)
+
+
+@triton.jit
+def row_weights(g, scale, gamma, step, sequence_ptr, T):
+    """(`decay_between`, what row j adds to row i: scale_j times that, and gamma within a step)."""
+    decay = decay_between(g, step, sequence_ptr, T)
+    same = tl.where(step[:, None] == step[None, :], gamma[:, None], 0.0)
+    return decay, decay * scale[None, :] + same
 
 
 @triton.jit
