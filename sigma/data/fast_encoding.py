@@ -24,11 +24,12 @@ if TYPE_CHECKING:
 # GPT-2's pattern. Contractions, letters, numbers and signs in one group are one automaton; the possessive `\s++$` keeps
 # the spaces at the end of a text off the stack.
 SPLIT = r"(?:'(?:[sdmt]|ll|ve|re)| ?(?:\p{L}+|\p{N}+|[^\s\p{L}\p{N}]+))|\s++$|\s+(?!\S)|\s"
-# Of spaces before a word each takes a place on the stack of the regular expression, which panics at a million: a text
-# with so many is cut where the pattern cuts it anyway.
+# Of spaces before a word each takes a place on the stack of the regular expression, which has a million: a text with so
+# many is cut where the pattern cuts it anyway.
 LONG_RUN = 1 << 16
 _SPACE = r"[\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]"  # White_Space of Unicode, as in SPLIT
 _LONG_SPACES = re.compile(f"(?<!{_SPACE}){_SPACE}{{{LONG_RUN},}}")
+END = 2  # eos
 CHANGES_MERGES = ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback", "ignore_merges")
 
 
@@ -49,25 +50,25 @@ class FastEncoder:
         ranks = _checked_ranks(tree["model"], rust.model, alphabet)
         from tiktoken import Encoding
 
-        self._encoding = Encoding("sigma", pat_str=SPLIT, mergeable_ranks=ranks, special_tokens={})
+        # Without a special token tiktoken looks for an empty one at every place. This one no text may have.
+        self._encoding = Encoding("sigma", pat_str=SPLIT, mergeable_ranks=ranks, special_tokens={"<|eos|>": END})
 
     def encode(self, text: str) -> np.ndarray:
         """Ids of `text`, int32 [n]. Raises TypeError, as `tokenizers` does, for lone surrogates."""
-        if not text.isascii():  # else tiktoken would replace them
-            try:
-                text.encode()
-            except UnicodeEncodeError as error:
-                raise TypeError(f"no Unicode text: {error}") from error
-        if len(text) <= LONG_RUN:
-            return np.array(self._encoding.encode_ordinary(text), dtype=np.int32)
-        parts = [self._encoding.encode_ordinary(text[start:end]) for start, end in itertools.pairwise(_cuts(text))]
-        return np.array(list(itertools.chain.from_iterable(parts)), dtype=np.int32)
+        try:
+            parts = [self._encoding.encode_to_numpy(part, disallowed_special=()) for part in _cut(text)]
+        except UnicodeEncodeError as error:
+            raise TypeError(f"no Unicode text: {error}") from error
+        return (parts[0] if len(parts) == 1 else np.concatenate(parts)).astype(np.int32)
 
 
-def _cuts(text: str) -> list[int]:
-    """Places of long runs of spaces where SPLIT cuts whatever stands around: before the last space of each."""
+def _cut(text: str) -> list[str]:
+    """The text in parts: it is cut before the last space of each long run, as SPLIT does whatever stands around."""
+    if len(text) <= LONG_RUN:
+        return [text]
     ends = (match.end() for match in _LONG_SPACES.finditer(text))
-    return [0, *(end - 1 for end in ends if end < len(text)), len(text)]
+    places = [0, *(end - 1 for end in ends if end < len(text)), len(text)]
+    return [text[start:end] for start, end in itertools.pairwise(places)]
 
 
 def _check_steps(tree: Mapping[str, Any]) -> None:

@@ -36,23 +36,20 @@ def found(pairs) -> float:
     return hits / len(pairs)
 
 
-def test_edits_down_to_a_similarity_of_090_are_found(make_text):
+def edited_pairs(make_text, count, words, similarity):
+    """Texts, each with a copy of that similarity."""
     draw = random.Random(3)
-    pairs = []
-    for seed in range(300):
-        words = make_text(seed, 400).split()
-        pairs.append((" ".join(words), " ".join(edited(words, 0.9, draw))))
-    assert found(pairs) >= 0.95
+    originals = [make_text(seed, words).split() for seed in range(count)]
+    return [(" ".join(one), " ".join(edited(one, similarity, draw))) for one in originals]
+
+
+def test_edits_down_to_a_similarity_of_090_are_found(make_text):
+    assert found(edited_pairs(make_text, 300, 400, 0.9)) >= 0.95
 
 
 def test_the_share_found_follows_the_formula(make_text):
-    draw = random.Random(4)
-    pairs = []
-    for seed in range(200):
-        words = make_text(seed, 300).split()
-        pairs.append((" ".join(words), " ".join(edited(words, 0.6, draw))))
     expected = 1 - (1 - 0.6**8) ** 9  # 0.14
-    assert found(pairs) == pytest.approx(expected, abs=0.08)
+    assert found(edited_pairs(make_text, 200, 300, 0.6)) == pytest.approx(expected, abs=0.08)
 
 
 def test_unrelated_texts_are_not_duplicates(make_text, prose):

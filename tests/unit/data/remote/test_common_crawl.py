@@ -53,7 +53,7 @@ def test_a_list_that_changed_stops_the_run(hub):
     with loopback_hub(0, crawl_files(CRAWLS[0], [wet(["a"])])) as other:
         second = crawl(other, crawls=CRAWLS[:1])
         second.pin_to(first.pin)
-        with pytest.raises(DataError, match="not the one of this run"):
+        with pytest.raises(DataError, match="no longer has the files"):
             second.files()
 
 
