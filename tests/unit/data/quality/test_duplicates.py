@@ -84,6 +84,15 @@ def test_only_the_last_documents_count(make_text):
     assert not duplicates.seen(sign(texts[4], "copy"))
 
 
+def test_a_document_that_came_again_counts_from_then_on(make_text):
+    texts = [make_text(seed) for seed in range(4)]
+    duplicates = Duplicates(2)
+    for number in (0, 0, 1):  # the first entry of 0 leaves, the second stays
+        duplicates.seen(sign(texts[number], str(number)))
+    assert duplicates.seen(sign(texts[0], "copy"))
+    assert not any(duplicates.seen(sign(texts[number], str(number))) for number in (2, 3, 0))
+
+
 def test_what_was_dropped_does_not_push_others_out(make_text):
     duplicates, text, copies = Duplicates(2), make_text(1), make_text(2)
     duplicates.seen(sign(text, "first"))

@@ -32,6 +32,8 @@ def test_the_newest_crawls_are_taken_and_pinned(hub):
     again = crawl(hub, latest=1, crawls=[CRAWLS[1]])
     again.pin_to(newest.pin)
     assert again.files() == newest.files(), "the pin counts, not what is newest now"
+    again.pin_to(both.pin)
+    assert again.files() == both.files(), "nor what was read before"
 
 
 def test_crawls_can_be_named(hub):
