@@ -11,6 +11,7 @@ from pathlib import Path
 
 from sigma.core import paths
 from sigma_kernels.triton_cache import spare_triton
+from sigma_kernels.tuned import VARIABLE as TUNED_TABLE
 
 _CACHE_FOLDERS = {
     "TRITON_CACHE_DIR": "triton",
@@ -35,6 +36,7 @@ def prepare_caches(environment: MutableMapping[str, str]) -> list[str]:
         if name not in environment:
             (root / folder).mkdir(parents=True, exist_ok=True)
             environment[name] = str(root / folder)
+    environment.setdefault(TUNED_TABLE, str(root / "tuned.json"))
     modules = root / "modules"
     for name, package in _GENERATED_PACKAGES.items():
         if name not in environment:

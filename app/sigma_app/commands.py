@@ -18,7 +18,7 @@ from sigma.core.version import VERSION
 from sigma_app.bootstrap import make_known_folders
 from sigma_app.early_stop import leave_on_signal
 from sigma_app.first_lines import gpu_line, place_lines
-from sigma_app.kernel_check import check_kernel
+from sigma_app.kernel_check import kernel_lines
 from sigma_app.session import Session
 
 Command = Callable[[Sequence[str], Session], int]
@@ -37,6 +37,8 @@ _USAGE = f"""SIGMA {VERSION}: trains a hybrid Mamba-3 / attention language model
   sigma data hashes --data-dir DIR --out FILE    hashes of held-out texts, for --contamination-file
   sigma tokenizer train [@FILE] [--flag ...]     a tokenizer.json of your own, for --tokenizer
                                                  [--vocab-size N --sample-mb N --out DIR]
+  sigma tune [@FILE] [--flag ...]                times the kernels' launches for these sizes on this GPU, and keeps the
+                                                 fastest for later starts [--minutes N]
   sigma --selftest                               is this copy complete and does it work? minutes, trains two steps
   sigma --help | --version
 
@@ -84,6 +86,13 @@ class TokenizerOptions:
 
 
 @dataclass(frozen=True)
+class TuneOptions:
+    """Options of `sigma tune`, beside the flags of a training."""
+
+    minutes: float = opt(15.0, "Longest time to search.", low=0.1, high=600)
+
+
+@dataclass(frozen=True)
 class ReportOptions:
     """Options of `sigma report`."""
 
@@ -106,7 +115,8 @@ def train(argv: Sequence[str], session: Session) -> int:
         resolved = session.resolve(parsed)
         run = resolved.config.run
         if run.device == "cuda":
-            session.say(check_kernel())
+            for line in kernel_lines(resolved.config.model):
+                session.say(line)
         session.say(*(places if kernel_first else []))
         if run.preset == "demo" and run.device == "cpu":
             steps = resolved.config.train.steps
@@ -192,6 +202,23 @@ def tokenizer(argv: Sequence[str], session: Session) -> int:
     return 0
 
 
+def tune(argv: Sequence[str], session: Session) -> int:
+    """Find the fastest launches of the kernels on this GPU; takes the flags of a training too."""
+    options, rest = split_options(TuneOptions, argv)
+    session.prepare()
+    config = session.resolve(session.read_configuration([*rest, "--require-cuda"], create_args_file=False)).config
+    for line in kernel_lines(config.model):
+        session.say(line)
+    import torch
+
+    from sigma_app.tune_command import tunables_of
+    from sigma_app.tune_command import tune as search
+    from sigma_kernels.tuned import VARIABLE
+
+    search(tunables_of(config, torch.device("cuda")), Path(os.environ[VARIABLE]), options.minutes, session.say)
+    return 0
+
+
 def _action(command: str, argv: Sequence[str], actions: Sequence[str]) -> tuple[str, Sequence[str]]:
     """The word behind a command, and what stands behind it. Raises ConfigError without a known one."""
     if argv and argv[0] in actions:
@@ -232,6 +259,7 @@ OPTIONS: dict[str, tuple[type, ...]] = {
     "report": (ReportOptions,),
     "data": (PreviewOptions, HashesOptions),
     "tokenizer": (TokenizerOptions,),
+    "tune": (TuneOptions,),
 }
 """The commands with options of their own."""
 
@@ -243,6 +271,7 @@ COMMANDS: dict[str, Command] = {
     "report": report,
     "data": data,
     "tokenizer": tokenizer,
+    "tune": tune,
     "help": show_help,
     "version": show_version,
 }

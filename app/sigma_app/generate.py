@@ -17,6 +17,7 @@ from sigma.model.modeling import SigmaForCausalLM
 from sigma.train.sample import evaluating, own_randomness
 from sigma.train.tensor_file import read_tensors
 from sigma.train.verify_checkpoint import TENSORS_SUFFIX, find_newest_valid
+from sigma_app.kernel_check import kernel_lines
 from sigma_app.session import cuda_memory_gb
 
 
@@ -29,6 +30,8 @@ def complete(
     """
     place = choose_device(device)
     model, tokenizer, config = load_model(run_dir)
+    if place.type == "cuda":
+        list(kernel_lines(config.model))  # a start that trains says the lines; here only their effects are wanted
     model.to(place)  # pyright: ignore[reportArgumentType]
     ids = torch.tensor([[BOS, *tokenizer.encode(prompt).tolist()]], device=place)
     bf16 = config.train.precision == "bf16" and place.type == "cuda"

@@ -1,17 +1,83 @@
-"""The first thing that a start on a GPU says: whether a real kernel, compiled here, computes what it should.
+"""The first thing that a start on a GPU says: whether real kernels, compiled here, compute what they should.
 
 Triton needs a C module, an assembler and a driver that fit together. Whatever is wrong with them shows here, in seconds
-and in one line, and not as a failure somewhere in the first step.
+and in one line, and not as a failure somewhere in the first step. Loops that are compiled wrongly are noticed, and run
+without pipelines; the launches that `sigma tune` found are taken over.
 """
 
 from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sigma.core.errors import MissingRequirementError
 
+if TYPE_CHECKING:
+    import torch
+
+    from sigma.config.model import ModelSection
+
 ROWS, WIDTH, EPS, TOLERANCE = 64, 768, 1e-6, 1e-5
+
+
+def kernel_lines(model: ModelSection | None = None) -> Iterator[str]:
+    """What there is to say about the kernels of this start, as it becomes known; `model` is resolved.
+
+    Raises MissingRequirementError.
+    """
+    import torch
+
+    from sigma_kernels import dispatch
+
+    yield check_kernel()
+    device = torch.device("cuda", torch.cuda.current_device())
+    if dispatch.why_not_triton(torch.empty(0, device=device)) is None:
+        yield check_pipelines(device, scan_sizes(model) if model else {})
+        yield take_launches(device)
+
+
+def scan_sizes(model: ModelSection) -> dict[str, int]:
+    """What `pipelined_loops` compiles in, of a resolved model."""
+    state = model.ssm_state or 0
+    pairs = round(state * model.ssm_rope_fraction / 2)
+    return {"head_size": model.ssm_head_dim, "state": state, "rank": model.mimo_rank or 1, "pairs": pairs}
+
+
+def check_pipelines(device: torch.device, sizes: Mapping[str, int]) -> str:
+    """Compare pipelined loops with plain ones; the line that says so. Where they differ, none is pipelined."""
+    import torch
+
+    from sigma_kernels import pipelining
+    from sigma_kernels.orthogonalise.pipelined import pipelined_loop
+    from sigma_kernels.scan.pipelined import pipelined_loops
+
+    begin = time.perf_counter()
+    ops = {"scan": lambda: pipelined_loops(device, **sizes), "orthogonalise": lambda: pipelined_loop(device)}
+    differing = pipelining.check(ops)
+    torch.cuda.synchronize()
+    if differing:
+        return f"kernels     pipelined loops of {' and '.join(differing)} compute wrong numbers here: none is pipelined"
+    return f"kernels     pipelined loops agree with plain ones ({1e3 * (time.perf_counter() - begin):.0f} ms)"
+
+
+def take_launches(device: torch.device) -> str:
+    """Take over the table of `sigma tune`, where there is one; the line that says which launches are in force."""
+    from sigma_kernels import tuned
+    from sigma_kernels.architecture import architecture
+    from sigma_kernels.scan.triton_launch import MEASURED
+
+    path, problem = Path(os.environ[tuned.VARIABLE]), ""
+    try:
+        if rows := tuned.load(path):
+            return f"launches    tuned on this machine: {rows} rows of {path}"
+    except tuned.TunedTableError as error:
+        problem = f"{error}; "
+    name = architecture(device)
+    measured = "measured" if any(row[0] == name for row in MEASURED) else "unmeasured"
+    return f"launches    {problem}built in, {measured} on {name}; `sigma tune` looks for faster ones"
 
 
 def check_kernel() -> str:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from sigma_kernels.architecture import architecture_of
 from sigma_kernels.scan.triton_launch import tiles_of
 from tests.kernels.compile_only import EVERY_CAPABILITY, Usage, compile_kernel
 
@@ -45,11 +46,11 @@ MIMO = {"expand_x_ptr", "expand_z_ptr", "combine_ptr", "dexpand_x_ptr", "dexpand
 def kernels(rank: int, capability: int = 90) -> dict[str, tuple[Any, dict[str, Any], dict[str, Any]]]:
     """Kernel, compile-time arguments and launch options by name, as the table has them for bf16."""
     from sigma_kernels.scan import triton_scan
-    from sigma_kernels.scan.triton_call import COEFFICIENT_TILE, PHASE_STAGES, Sizes
+    from sigma_kernels.scan.triton_call import COEFFICIENT_TILE, PHASE_STAGES, Sizes, shape_class
 
-    tiles = tiles_of(rank, HEADS, capability)
+    tiles = tiles_of(shape_class(HEAD_SIZE, STATE, rank, torch.bfloat16, architecture_of(capability)))
     n = Sizes(8, 4096, HEADS, HEAD_SIZE, STATE, rank, 1, PAIRS, tiles)
-    phase = {"HEADS": tiles.heads_phase, "BLOCK_S": n.block_s, "STEPS": tiles.steps, "STAGES": PHASE_STAGES}
+    phase = {"HEADS": n.heads_phase, "BLOCK_S": n.block_s, "STEPS": n.steps, "STAGES": PHASE_STAGES}
     matrix = n.matrix(torch.bfloat16)
     heads = {name: matrix[name] for name in ("S", "N", "G", "R", "RANK", "HALF")} | {"STEPS": tiles.sum_rows // rank}
     specified = {

@@ -9,6 +9,7 @@ that returns at once. No autotuning: sizes follow from the shape and the device.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -16,8 +17,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sigma_kernels import counters, dispatch
+from sigma_kernels import counters, tuned
+from sigma_kernels.architecture import WARPGROUP_PRODUCTS, architecture
 from sigma_kernels.orthogonalise.reference import Triple
+from sigma_kernels.pipelining import stages
 
 
 @triton.jit
@@ -81,7 +84,8 @@ def _launch(x_KMN: Tensor, y_KMN: Tensor, triple: Triple | None) -> Tensor:
     x, y = (t if t.stride(2) == 1 else t.contiguous() for t in (x_KMN, y_KMN))
     count, rows, columns = x.shape
     out = torch.empty((count, rows, rows), dtype=x.dtype, device=x.device)
-    tile = tile_of(rows, _capability(x))
+    tile = tile_of(rows, architecture(x.device))
+    tile["num_stages"] = stages(tile["num_stages"])
     tiles = -(-rows // tile["BLOCK"])
     a, b, c = triple or (0.0, 0.0, 1.0)
     counters.add("orthogonalise.symmetric_products")
@@ -93,16 +97,19 @@ def _launch(x_KMN: Tensor, y_KMN: Tensor, triple: Triple | None) -> Tensor:
     return out
 
 
-def tile_of(rows: int, capability: int) -> dict[str, Any]:
-    """Compile-time arguments: large tiles where the matrix has several, within 99 KiB of shared memory."""
+def tile_of(rows: int, name: str) -> dict[str, Any]:
+    """Compile-time arguments on an architecture: what was tuned on this machine, else large tiles where the matrix has
+    several, within 99 KiB of shared memory.
+    """
+    if (found := tuned.settings("orthogonalise", tile_key(rows, name))) is not None:
+        return dict(found["tile"])
     if rows <= 256:
         return {"BLOCK": 64, "BLOCK_K": 64, "num_warps": 4, "num_stages": 3}
-    stages = 4 if capability in (90, 100) else 3
-    return {"BLOCK": 128, "BLOCK_K": 64 if capability in (90, 100) else 32, "num_warps": 8, "num_stages": stages}
+    wide = name in WARPGROUP_PRODUCTS
+    return {"BLOCK": 128, "BLOCK_K": 64 if wide else 32, "num_warps": 8, "num_stages": 4 if wide else 3}
 
 
-def _capability(x: Tensor) -> int:
-    if dispatch.interpreting():
-        return 90
-    major, minor = torch.cuda.get_device_capability(x.device)
-    return 10 * major + minor
+@cache
+def tile_key(rows: int, name: str) -> str:
+    """What the tiles of a symmetric product follow from: the architecture, and its rows up to a power of two."""
+    return f"{name} {1 << max(6, (rows - 1).bit_length())} rows"

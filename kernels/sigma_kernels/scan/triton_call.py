@@ -8,10 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sigma_kernels.scan.triton_launch import Tiles, padded_rank
+from sigma_kernels.architecture import architecture
+from sigma_kernels.pipelining import stages
+from sigma_kernels.scan.triton_launch import ShapeClass, Tiles, padded_rank, tiles_of
 
 COEFFICIENT_TILE = {"STEPS": 64, "HEADS": 16}
 PASS_PAIRS = 16  # pairs of a program of the state passes, with all of P
+PASS_STAGES = 3  # chunks whose states are on their way at a time
 PHASE_STAGES = 3  # heads whose phases are on their way at a time
 LEAST_TILE = 64  # columns of a product; products 32 columns wide were wrong on sm_90 (Triton 3.6, docs/log.md)
 
@@ -19,6 +22,17 @@ LEAST_TILE = 64  # columns of a product; products 32 columns wide were wrong on 
 def power_of_two(size: int, least: int) -> int:
     """The tile that holds `size` of something."""
     return max(least, 1 << (size - 1).bit_length())
+
+
+def pairs_tile(state: int) -> int:
+    """The tile that holds the pairs of `state` channels."""
+    return power_of_two((state + 1) // 2, LEAST_TILE // 2)
+
+
+def shape_class(head_size: int, state: int, rank: int, dtype: torch.dtype, architecture: str) -> ShapeClass:
+    """What the tiles for a scan follow from."""
+    tile = power_of_two(head_size, LEAST_TILE)
+    return ShapeClass(architecture, tile, 2 * pairs_tile(state), padded_rank(rank), 8 * dtype.itemsize)
 
 
 @dataclass(frozen=True)
@@ -35,9 +49,29 @@ class Sizes:
     S: int
     tiles: Tiles
 
+    @classmethod
+    def of(cls, given: Inputs) -> Sizes:
+        """Those of a call, with the tiles for its shape, width and device."""
+        batch, steps, heads, head_size = given.x.shape
+        rank, groups, state = given.k.shape[2:]
+        sizes = head_size, state, rank, given.x.dtype, architecture(given.x.device)
+        return cls(
+            batch, steps, heads, head_size, state, rank, groups, given.angle.shape[2], tiles_of(shape_class(*sizes))
+        )
+
+    @property
+    def steps(self) -> int:
+        """Steps of a chunk."""
+        return self.tiles.steps(self.R)
+
     @property
     def chunks(self) -> int:
-        return -(-self.T // self.tiles.steps)
+        return -(-self.T // self.steps)
+
+    @property
+    def heads_phase(self) -> int:
+        """Heads of one program of the phases."""
+        return next(d for d in range(min(self.H, self.tiles.heads_phase), 0, -1) if self.H % d == 0)
 
     @property
     def state_parts(self) -> int:
@@ -59,11 +93,11 @@ class Sizes:
 
     def matrix(self, dtype: torch.dtype) -> dict[str, Any]:
         """The compile-time arguments of a kernel that multiplies matrices."""
-        pairs = power_of_two((self.N + 1) // 2, LEAST_TILE // 2)
-        parts = max(1, pairs // (self.tiles.pairs_32 if dtype == torch.float32 else self.tiles.pairs))
+        pairs = pairs_tile(self.N)
+        parts = max(1, pairs // self.tiles.pairs)
         return {
             "S": self.S, "P": self.P, "N": self.N, "G": self.G, "R": self.R, "RANK": padded_rank(self.R),
-            "STEPS": self.tiles.steps, "HALF": pairs // parts, "PARTS": parts,
+            "STEPS": self.steps, "HALF": pairs // parts, "PARTS": parts,
             "BLOCK_P": power_of_two(self.P, LEAST_TILE), "PRECISION": "tf32x3" if dtype == torch.float32 else "tf32",
         }  # fmt: skip
 
@@ -71,7 +105,7 @@ class Sizes:
         """The compile-time arguments of the passes over the chunks."""
         return {
             "S": self.S, "N": self.N, "P": self.P, "BLOCK_N": PASS_PAIRS, "BLOCK_P": power_of_two(self.P, LEAST_TILE),
-            "STAGES": 3,
+            "STAGES": stages(PASS_STAGES),
         }  # fmt: skip
 
 

@@ -1,9 +1,17 @@
-"""How each kernel of the scan is launched: tiles by shape and architecture, from a table. Nothing is tuned here."""
+"""How each kernel of the scan is launched: a table by architecture, shape class and width; nothing is tuned here.
+
+What `sigma tune` measured on this machine (`tuned`) wins over the table.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields, replace
+from functools import cache
+from itertools import product
+from typing import Any, Literal
+
+from sigma_kernels import tuned
+from sigma_kernels.architecture import ARCHITECTURES, WARPGROUP_PRODUCTS
 
 
 @dataclass(frozen=True)
@@ -20,10 +28,8 @@ class Launch:
 
 @dataclass(frozen=True)
 class Tiles:
-    """Steps of a chunk, heads of one program of the phases, and how each kernel is launched."""
+    """Rows (steps x rank) of a chunk, and how each kernel is launched."""
 
-    steps: int
-    heads_phase: int
     outer: Launch
     output: Launch
     value: Launch
@@ -32,12 +38,24 @@ class Tiles:
     phase: Launch = Launch()
     phase_backward: Launch = Launch()
     state_pass: Launch = Launch()
+    rows: int = 64  # the height of the tensor cores' tiles with four warps
     pairs: int = 64  # of channels in one tile
-    pairs_32: int = 32  # the same for fp32, which takes twice the shared memory
     sum_rows: int = 8  # of one program of the sums over heads
+    heads_phase: int = 8  # most heads of one program of the phases
 
+    def steps(self, rank: int) -> int:
+        """Steps of a chunk: every 64 for SISO, 16 for rank 4 and more (16 is the least that a product takes)."""
+        return max(16, self.rows // padded_rank(rank))
 
-ROWS = 64  # rows of a chunk: the height of the tensor cores' tiles with four warps
+    def settings(self) -> tuned.Settings:
+        """As JSON: a launch is [warps, registers]."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: [v.warps, v.registers] if isinstance(v, Launch) else v for name, v in values.items()}
+
+    def with_settings(self, settings: tuned.Settings) -> Tiles:
+        """These tiles with `settings` in the form of `settings()`."""
+        changed = {name: Launch(*v) if isinstance(v, list) else v for name, v in settings.items()}
+        return replace(self, **changed)
 
 
 def padded_rank(rank: int) -> int:
@@ -45,26 +63,51 @@ def padded_rank(rank: int) -> int:
     return 1 << (rank - 1).bit_length()
 
 
-WARPGROUPS: dict[str, Any] = {
-    "outer": Launch(4, 128),
-    "output": Launch(4, 168),
-    "value": Launch(4, None),
-    "matrix": Launch(4),
-}
-"""With the matrix products of sm_90 and sm_100, whose operands lie in shared memory. Measured on sm_90 at rank 1."""
+Rank = Literal["siso", "mimo"]
 
-WARPS: dict[str, Any] = dict.fromkeys(WARPGROUPS, Launch(8))
-"""With operands in registers (sm_80, 86, 89, 120): twice the warps, so that they fit. Unmeasured."""
+WARPGROUPS = Tiles(Launch(4, 128), Launch(4, 168), Launch(4), Launch(4))
+"""With the matrix products of sm_90 and sm_100, whose operands lie in shared memory."""
 
+WARPS = Tiles(Launch(8), Launch(8), Launch(8), Launch(8))
+"""With operands in registers (sm_80, 86, 89, 120): twice the warps, so that they fit."""
 
-def tiles_of(rank: int, heads: int, capability: int) -> Tiles:
-    """The tiles for a shape and `sm_<capability>`. States are kept every 64 steps for SISO, 16 for rank 4 and more."""
-    return Tiles(
-        steps=max(16, ROWS // padded_rank(rank)),
-        heads_phase=_divisor(heads, 8),
-        **(WARPGROUPS if capability in (90, 100) else WARPS),
+TABLE: dict[tuple[str, Rank, int], Tiles] = {
+    (name, rank, bits): replace(
+        WARPGROUPS if name in WARPGROUP_PRODUCTS else WARPS,
+        pairs=64 if bits == 16 else 32,  # fp32 takes twice the shared memory
     )
+    for name, rank, bits in product(ARCHITECTURES.values(), ("siso", "mimo"), (16, 32))
+}
+
+MEASURED = {("sm_90", "siso", 16): "H200: B8 T4096 H32 P64 N128, and N64", ("sm_90", "mimo", 16): "H200: rank 4"}
+"""On what the rows of TABLE were timed. The others are unmeasured."""
 
 
-def _divisor(number: int, most: int) -> int:
-    return next(d for d in range(min(number, most), 0, -1) if number % d == 0)
+@dataclass(frozen=True)
+class ShapeClass:
+    """What decides how a scan is launched: sizes as the tiles have them, and the bits of a number."""
+
+    architecture: str
+    head_size: int
+    state: int
+    rank: int
+    bits: int
+
+    @property
+    def row(self) -> tuple[str, Rank, int]:
+        """Its row of TABLE."""
+        return self.architecture, "siso" if self.rank == 1 else "mimo", self.bits
+
+    def __str__(self) -> str:
+        return f"{self.architecture} P{self.head_size} N{self.state} R{self.rank} {self.bits} bits"
+
+
+def tiles_of(shape: ShapeClass) -> Tiles:
+    """What was tuned on this machine, else the row of the table."""
+    found = tuned.settings("scan", _key(shape))
+    return TABLE[shape.row] if found is None else TABLE[shape.row].with_settings(found)
+
+
+@cache
+def _key(shape: ShapeClass) -> str:
+    return str(shape)

@@ -18,7 +18,6 @@ The backward keeps the raw inputs and the states, and recomputes phases, Q, K an
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import torch
@@ -26,11 +25,11 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from sigma_kernels import counters, dispatch
+from sigma_kernels import counters
+from sigma_kernels.pipelining import stages
 from sigma_kernels.scan.triton_call import COEFFICIENT_TILE, PHASE_STAGES, Inputs, Phases, Sizes, power_of_two
 from sigma_kernels.scan.triton_coefficients import coefficients_backward_kernel, coefficients_kernel
 from sigma_kernels.scan.triton_gradients import matrix_gradient_kernel, over_heads_kernel, value_gradient_kernel
-from sigma_kernels.scan.triton_launch import tiles_of
 from sigma_kernels.scan.triton_output import norm_backward_kernel, scan_output_kernel
 from sigma_kernels.scan.triton_phase import phase_backward_kernel, phase_forward_kernel
 from sigma_kernels.scan.triton_states import (
@@ -48,9 +47,7 @@ class ScanFn(Function):
     def forward(ctx: Any, *tensors: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         counters.add("scan.forward")
         given = Inputs(*tensors)
-        groups, state = given.k.shape[3:]
-        tiles = tiles_of(given.k.shape[2], given.x.shape[2], _capability(given.x.device))
-        n = Sizes(*given.x.shape, state, given.k.shape[2], groups, given.angle.shape[2], tiles)
+        n = Sizes.of(given)
         with torch.cuda.device_of(given.x):
             y, starts, final, phases = launch_forward(n, given)
         ctx.n = n
@@ -68,19 +65,10 @@ class ScanFn(Function):
             return launch_backward(ctx.n, Inputs(*tensors), starts, final, grads[0], grads[1])
 
 
-@cache
-def _capability(device: torch.device) -> int:
-    """90 for compute capability 9.0, also in the interpreter."""
-    if dispatch.interpreting():
-        return 90
-    major, minor = torch.cuda.get_device_capability(device)
-    return 10 * major + minor
-
-
 def launch_forward(n: Sizes, given: Inputs) -> tuple[Tensor, Tensor, Tensor, Phases]:
     """(y, the states at the starts of the chunks, the last state, phases)."""
     x, z = given.x, given.z
-    phases = _phases(n, given)
+    phases = make_phases(n, given)
     starts, final = _states(n, given, phases)
     y = torch.empty(n.B, n.T, n.H, n.P, dtype=x.dtype, device=x.device)
     scan_output_kernel[(n.H, n.chunks, n.B)](
@@ -91,9 +79,10 @@ def launch_forward(n: Sizes, given: Inputs) -> tuple[Tensor, Tensor, Tensor, Pha
     return y, starts, final, phases
 
 
-def _phases(n: Sizes, given: Inputs) -> Phases:
+def make_phases(n: Sizes, given: Inputs) -> Phases:
+    """The numbers of the recurrence, and the phases inside the chunks."""
     stored = torch.int32 if given.x.dtype == torch.float32 else torch.int16
-    device, heads = given.x.device, n.tiles.heads_phase
+    device, heads = given.x.device, n.heads_phase
     dt, log_decay, g, scale, gamma = torch.empty(5, n.B, n.H, n.T, dtype=torch.float32, device=device)
     coefficients_kernel[n.coefficient_grid](
         given.dd_dt, given.dd_a, given.trap, given.dt_bias, given.valid, given.next, dt, log_decay, scale, gamma,
@@ -103,7 +92,7 @@ def _phases(n: Sizes, given: Inputs) -> Phases:
     total = torch.empty(n.B, n.H, n.chunks, n.S, dtype=torch.int32, device=device)
     phase_forward_kernel[(n.chunks, n.B, n.H // heads)](
         given.angle, dt, log_decay, phase, total, g, n.T, n.H, n.S, given.angle.stride(1),
-        HEADS=heads, BLOCK_S=n.block_s, STEPS=n.tiles.steps, STAGES=PHASE_STAGES, **n.tiles.phase.options(),
+        HEADS=heads, BLOCK_S=n.block_s, STEPS=n.steps, STAGES=stages(PHASE_STAGES), **n.tiles.phase.options(),
     )  # fmt: skip
     return Phases(phase, total, dt, g, scale, gamma)
 
@@ -112,16 +101,21 @@ def _states(n: Sizes, given: Inputs, phases: Phases) -> tuple[Tensor, Tensor]:
     """(the states at the starts of the chunks [B, H, C, N2, P], the last state, fp32)."""
     x = given.x
     added = torch.empty(n.B, n.H, n.chunks, n.N2, n.P, dtype=x.dtype, device=x.device)
-    starts = torch.empty_like(added)
-    final = torch.empty(n.B, n.H, n.N, n.P, dtype=torch.float32, device=x.device)
     matrix = n.matrix(x.dtype)
     chunk_outer_kernel[(n.H, n.chunks, n.B * matrix["PARTS"])](
         given.k, given.k_bias, phases.phase_BHTS, x, given.expand_x, phases.g_BHT, phases.scale_BHT,
         given.sequence, added, n.T, n.H, *x.stride()[:3], **matrix, **n.tiles.outer.options(),
     )  # fmt: skip
+    return pass_states(n, given, phases, added)
+
+
+def pass_states(n: Sizes, given: Inputs, phases: Phases, added: Tensor) -> tuple[Tensor, Tensor]:
+    """`_states` from what each chunk adds."""
+    starts = torch.empty_like(added)
+    final = torch.empty(n.B, n.H, n.N, n.P, dtype=torch.float32, device=added.device)
     state_pass_kernel[(n.B * n.H, n.state_parts, 1)](
         added, starts, given.initial, final, phases.g_BHT, phases.total_BHCS, given.sequence,
-        n.T, n.H, n.chunks, n.tiles.steps, **n.state_pass(), **n.tiles.state_pass.options(),
+        n.T, n.H, n.chunks, n.steps, **n.state_pass(), **n.tiles.state_pass.options(),
     )  # fmt: skip
     return starts, final
 
@@ -130,7 +124,7 @@ def launch_backward(
     n: Sizes, given: Inputs, starts: Tensor, final: Tensor, dout: Tensor, dfinal: Tensor
 ) -> tuple[Tensor | None, ...]:
     """The gradients of `Inputs`, in their order."""
-    phases = _phases(n, given)
+    phases = make_phases(n, given)
     dout, dz = dout.contiguous(), torch.empty(given.z.shape, dtype=given.z.dtype, device=given.z.device)
     parts = {name: _part(n, getattr(given, name)) for name in ("skip", "norm", "expand_x", "expand_z", "combine")}
     dy = _rows(n, given, n.R, n.H, n.P)
@@ -143,7 +137,7 @@ def launch_backward(
     dq_head, dk_head, dphase = _matrix_gradients(n, given, phases, starts, dend, dy)
     dq, dq_bias = _over_heads(n, given, phases, dq_head, given.q, given.q_bias)
     dk, dk_bias = _over_heads(n, given, phases, dk_head, given.k, given.k_bias)
-    dcontrol = _phase_backward(n, given, phases, *numbers, dphase, *restarts)
+    dcontrol = phase_gradients(n, given, phases, *numbers, dphase, *restarts)
     dskip, dnorm, dexpand_x, dexpand_z, dcombine = (None if part is None else part.sum(0) for part in parts.values())
     return (
         dx, dz, dq, dk, *dcontrol, dq_bias, dk_bias, dskip, dnorm, dexpand_x, dexpand_z, dcombine,
@@ -184,21 +178,26 @@ def _state_gradients(
 
     Fills dY from dout, unless dout is None.
     """
-    z = given.z
+    z, dstart, matrix = given.z, torch.empty_like(starts), n.matrix(starts.dtype)
+    chunk_outer_backward_kernel[(n.H, n.chunks, n.B * matrix["PARTS"])](
+        given.q, given.q_bias, phases.phase_BHTS, dout, z, given.expand_z, given.combine, dy, phases.g_BHT,
+        given.sequence, dstart, n.T, n.H, *z.stride()[:3], **matrix, **n.tiles.outer.options(),
+    )  # fmt: skip
+    return pass_state_gradients(n, given, phases, starts, final, dstart, dfinal)
+
+
+def pass_state_gradients(
+    n: Sizes, given: Inputs, phases: Phases, starts: Tensor, final: Tensor, dstart: Tensor, dfinal: Tensor
+) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+    """`_state_gradients` from what each chunk's outputs send to the state that enters it."""
     dend, dinitial = torch.empty_like(starts), torch.empty_like(final)
     restarts = (
         final.new_empty(n.B * n.H, n.chunks, n.state_parts),
         final.new_empty(n.B * n.H, n.chunks, n.S),
     )
-    matrix = n.matrix(starts.dtype)
-    dstart = torch.empty_like(starts)
-    chunk_outer_backward_kernel[(n.H, n.chunks, n.B * matrix["PARTS"])](
-        given.q, given.q_bias, phases.phase_BHTS, dout, z, given.expand_z, given.combine, dy, phases.g_BHT,
-        given.sequence, dstart, n.T, n.H, *z.stride()[:3], **matrix, **n.tiles.outer.options(),
-    )  # fmt: skip
     state_pass_backward_kernel[(n.B * n.H, n.state_parts)](
         dstart, dend, starts, final, dfinal, dinitial, phases.g_BHT, phases.total_BHCS, given.sequence, *restarts,
-        n.T, n.H, n.chunks, n.tiles.steps, **n.state_pass(), **n.tiles.state_pass.options(),
+        n.T, n.H, n.chunks, n.steps, **n.state_pass(), **n.tiles.state_pass.options(),
     )  # fmt: skip
     return dend, dinitial, restarts
 
@@ -251,20 +250,20 @@ def _over_heads(
     return out, biases.sum(0)
 
 
-def _phase_backward(
+def phase_gradients(
     n: Sizes, given: Inputs, phases: Phases, rq: Tensor, dscale: Tensor, dgamma: Tensor, dphase: Tensor,
     decay_restart: Tensor, phase_restart: Tensor,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """The gradients of dd_dt, dd_a, trap, angle and dt_bias."""
-    heads = n.tiles.heads_phase
+    heads = n.heads_phase
     dlog_decay, ddt = torch.empty(2, n.B, n.H, n.T, dtype=torch.float32, device=rq.device)
     dangle = torch.empty(n.H // heads, n.B, n.T, n.S, dtype=torch.float32, device=rq.device)
     phase_backward_kernel[(n.chunks, n.B, n.H // heads)](
         given.angle, phases.dt_BHT, phases.scale_BHT, given.sequence, rq, dscale, dphase,
         decay_restart, phase_restart, dlog_decay, ddt, dangle,
         n.T, n.H, n.S, given.angle.stride(1), n.state_parts,
-        HEADS=heads, BLOCK_S=n.block_s, STEPS=n.tiles.steps, BLOCK_RESTART=power_of_two(n.state_parts, 1),
-        EXACT=given.x.dtype == torch.float32, STAGES=PHASE_STAGES, **n.tiles.phase_backward.options(),
+        HEADS=heads, BLOCK_S=n.block_s, STEPS=n.steps, BLOCK_RESTART=power_of_two(n.state_parts, 1),
+        EXACT=given.x.dtype == torch.float32, STAGES=stages(PHASE_STAGES), **n.tiles.phase_backward.options(),
     )  # fmt: skip
     inputs = (given.dd_dt, given.dd_a, given.trap)
     outputs = tuple(torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in inputs)

@@ -6,9 +6,11 @@ import types
 import pytest
 import torch
 
+from sigma.config.parse import parse
+from sigma.config.presets import resolve_parsed
 from sigma.core.errors import MissingRequirementError
-from sigma_app.kernel_check import EPS, check_kernel
-from sigma_kernels import counters, dispatch
+from sigma_app.kernel_check import EPS, check_kernel, check_pipelines, scan_sizes, take_launches
+from sigma_kernels import architecture, counters, dispatch, pipelining, tuned
 from sigma_kernels.rms_norm.reference import rms_norm_reference
 
 
@@ -53,3 +55,69 @@ def test_a_kernel_that_cannot_start_ends_the_start_with_its_words(gpu, monkeypat
 def test_a_gpu_that_is_too_old_for_kernels_is_said_and_trains_with_the_references(gpu, monkeypatch):
     monkeypatch.setattr(dispatch, "why_not_triton", lambda *_: "compute capability 7.5 is below 8.0")
     assert "compute capability 7.5 is below 8.0; the slower references run" in check_kernel()
+
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def loops(monkeypatch):
+    """What the pipelined loops of the scan compute is set by the test; those of the product are sound."""
+    results = {"wrong": 0.0, "sizes": None}
+
+    def scan(device, **sizes):
+        results["sizes"] = sizes
+        return [torch.ones(2) + (results["wrong"] if pipelining.is_on() else 0.0)]
+
+    for name, function in (("scan", scan), ("orthogonalise", lambda device: [torch.ones(2)])):
+        module = types.ModuleType(f"sigma_kernels.{name}.pipelined")
+        module.pipelined_loops = module.pipelined_loop = function  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    yield results
+    pipelining.switch(True)
+
+
+def test_loops_that_agree_are_said_with_their_time_and_stay_pipelined(loops):
+    assert check_pipelines(CPU, {"state": 64}).startswith("kernels     pipelined loops agree with plain ones (")
+    assert pipelining.is_on()
+    assert loops["sizes"] == {"state": 64}
+
+
+def test_a_loop_that_is_compiled_wrongly_is_named_and_no_loop_is_pipelined_any_more(loops):
+    loops["wrong"] = 0.5
+    assert "pipelined loops of scan compute wrong numbers here: none is pipelined" in check_pipelines(CPU, {})
+    assert pipelining.stages(3) == 1
+
+
+def test_the_loops_are_those_of_the_model(loops):
+    config = resolve_parsed(parse(["--device", "cpu", "--ssm-state", "32", "--mimo-rank", "4"]), None).config
+    assert scan_sizes(config.model) == {"head_size": 64, "state": 32, "rank": 4, "pairs": 8}
+
+
+@pytest.fixture
+def table(tmp_path, monkeypatch):
+    """Where the table of this machine would lie, on a GPU that nobody timed."""
+    monkeypatch.setenv(tuned.VARIABLE, str(tmp_path / "tuned.json"))
+    monkeypatch.setattr(architecture, "architecture", lambda device: "sm_120")
+    yield tmp_path / "tuned.json"
+    tuned.load(tmp_path / "none")
+
+
+def test_without_a_table_it_is_said_whether_the_launches_were_ever_measured(table, monkeypatch):
+    assert take_launches(CPU) == "launches    built in, unmeasured on sm_120; `sigma tune` looks for faster ones"
+    monkeypatch.setattr(architecture, "architecture", lambda device: "sm_90")
+    assert "built in, measured on sm_90" in take_launches(CPU)
+
+
+def test_a_table_is_taken_over(table):
+    tuned.save(table, {("scan", "key"): {"rows": 32}})
+    assert take_launches(CPU) == f"launches    tuned on this machine: 1 rows of {table}"
+    assert tuned.settings("scan", "key") == {"rows": 32}
+
+
+def test_a_damaged_table_is_said_and_not_used(table):
+    table.write_text("{")
+    line = take_launches(CPU)
+    assert f"{table} is damaged" in line
+    assert "built in" in line

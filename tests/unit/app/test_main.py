@@ -262,7 +262,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_result_of_a_real_kernel_comes_before_where_the_run_writes(trainer, gpu, monkeypatch, capsys):
-    monkeypatch.setattr("sigma_app.commands.check_kernel", lambda: "kernels     a real one ran")
+    monkeypatch.setattr("sigma_app.commands.kernel_lines", lambda model: ["kernels     a real one ran"])
     assert main(["--output-dir", "run"]) == 0
     words = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
     begin = words.index("GPU")
@@ -270,10 +270,10 @@ def test_the_result_of_a_real_kernel_comes_before_where_the_run_writes(trainer, 
 
 
 def test_a_kernel_that_fails_ends_the_start_before_a_run_folder_is_named_or_made(trainer, gpu, monkeypatch, capsys):
-    def fail():
+    def fail(model):
         raise MissingRequirementError("a Triton kernel cannot run")
 
-    monkeypatch.setattr("sigma_app.commands.check_kernel", fail)
+    monkeypatch.setattr("sigma_app.commands.kernel_lines", fail)
     assert main(["--output-dir", "run"]) == 3
     output = capsys.readouterr()
     assert "a Triton kernel cannot run" in output.err

@@ -1,0 +1,86 @@
+"""`sigma tune`: times the launches of the kernels that a run would use, and keeps the fastest for later starts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import torch
+
+from sigma.config.root import RunConfig
+from sigma.data.tokenizer import load_tokenizer
+from sigma.model.configuration import SigmaConfig, sigma_config_from
+from sigma.model.modeling import SigmaForCausalLM
+from sigma.optim.routing import Route, route
+from sigma_kernels import tuned
+from sigma_kernels.orthogonalise.tunable import orthogonalise_tunable
+from sigma_kernels.scan.tunable import scan_tunable
+from sigma_kernels.tuning import Clock, Tunable, device_ms, search
+
+TOKENS = 1 << 15  # of a batch, where the configuration leaves its size open
+MOST_ELEMENTS = 1 << 25  # of a batch of matrices
+
+
+def tune(
+    tunables: Iterable[Tunable], table: Path, minutes: float, say: Callable[[str], None], clock: Clock = device_ms
+) -> None:
+    """Search each op, at most `minutes` in all, and save what was found after each."""
+    end = time.monotonic() + 60 * minutes
+    for tunable in tunables:
+        found = search(tunable, clock, say, lambda: time.monotonic() < end)
+        tuned.save(table, {(tunable.op, tunable.key): found.settings})
+        say(f"{tunable.op} {tunable.key}: {found.before_ms:.3f} -> {found.after_ms:.3f} ms")
+    rest = "" if time.monotonic() < end else f"; the {minutes:g} minutes are over, not every candidate was tried"
+    say(f"later starts use {table}{rest}")
+
+
+def tunables_of(config: RunConfig, device: torch.device) -> Iterable[Tunable]:
+    """What the training of a resolved configuration launches most: the scan, and the optimizer's symmetric products."""
+    model_config = sigma_config_from(config, load_tokenizer(config.data.tokenizer).vocab_size)
+    dtype = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
+    yield _scan(config, model_config, dtype, device)
+    if config.train.optimizer != "adamw":
+        for count, rows, columns in matrix_shapes(_routes(config, model_config)):
+            yield orthogonalise_tunable(count, rows, columns, device)
+
+
+def _scan(config: RunConfig, model: SigmaConfig, dtype: torch.dtype, device: torch.device) -> Tunable:
+    steps = config.data.seq_len or 1
+    batch = config.data.micro_batch_size or max(1, TOKENS // steps)
+    return scan_tunable(
+        (batch, steps, model.ssm_num_heads, model.ssm_head_dim),
+        state=model.ssm_state,
+        rank=model.mimo_rank,
+        groups=model.ssm_groups,
+        pairs=model.ssm_rotating_pairs,
+        norm=model.ssm_pre_gate_norm,
+        dtype=dtype,
+        device=device,
+    )
+
+
+def _routes(config: RunConfig, model_config: SigmaConfig) -> list[Route]:
+    with torch.device("meta"):
+        model = SigmaForCausalLM(model_config)
+    return route(dict(model.named_parameters()), model.parameter_roles(), config.train, config.optim)
+
+
+def matrix_shapes(routes: Iterable[Route]) -> list[tuple[int, int, int]]:
+    """(count, rows, columns) with rows <= columns of the matrices that are orthogonalised.
+
+    Of all with equally many rows, up to a power of two, those with the most elements.
+    """
+    counts: dict[tuple[int, int], int] = {}
+    for r in routes:
+        if r.owner != "matrix":
+            continue
+        experts, (height, width) = (r.shape[0] if len(r.shape) == 3 else 1), r.shape[-2:]
+        for part in r.splits or (height,):
+            rows, columns = sorted((part, width))
+            counts[rows, columns] = counts.get((rows, columns), 0) + experts
+    largest: dict[int, tuple[int, int, int]] = {}
+    for (rows, columns), count in sorted(counts.items(), key=lambda item: item[1] * item[0][0] * item[0][1]):
+        most = max(1, MOST_ELEMENTS // (rows * columns))
+        largest[(rows - 1).bit_length()] = (min(count, most), rows, columns)
+    return [largest[size] for size in sorted(largest)]

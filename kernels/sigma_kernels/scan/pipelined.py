@@ -1,0 +1,57 @@
+"""What the scan's pipelined loops compute on a small example, for the self-test at the start."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from sigma_kernels.architecture import architecture
+from sigma_kernels.scan.op import HIGHEST_RANK, WIDEST_HEAD, WIDEST_STATE
+from sigma_kernels.scan.triton_call import Inputs, Sizes, shape_class
+from sigma_kernels.scan.triton_launch import tiles_of
+from sigma_kernels.scan.triton_scan import make_phases, pass_state_gradients, pass_states, phase_gradients
+
+B, T, H = 1, 320, 8  # five chunks and more: a pipeline of three fills and drains
+DTYPE = torch.bfloat16
+
+
+def pipelined_loops(
+    device: torch.device, *, head_size: int = 64, state: int = 128, rank: int = 1, pairs: int = 32
+) -> list[Tensor]:
+    """Phases, the states at the chunk borders, and the gradients of both, from random numbers in place of the rest.
+
+    The sizes are compiled in: those of the model that comes next save it from compiling the same loops. Sizes that the
+    kernels do not take are those of the largest that they do.
+    """
+    head_size, state, rank = min(head_size, WIDEST_HEAD), min(state, WIDEST_STATE), min(rank, HIGHEST_RANK)
+    pairs = min(pairs, state // 2)
+    tiles = tiles_of(shape_class(head_size, state, rank, DTYPE, architecture(device)))
+    n, generator = Sizes(B, T, H, head_size, state, rank, 1, pairs, tiles), torch.Generator(device).manual_seed(0)
+
+    def normal(*size: int, shift: float = 0.0, dtype: torch.dtype = torch.float32) -> Tensor:
+        return (torch.randn(*size, generator=generator, device=device) + shift).to(dtype)
+
+    given = _inputs(n, normal)
+    phases = make_phases(n, given)
+    borders = n.B, n.H, n.chunks, n.N2, n.P
+    starts, final = pass_states(n, given, phases, normal(*borders, dtype=DTYPE))
+    dend, dinitial, restarts = pass_state_gradients(
+        n, given, phases, starts, final, normal(*borders, dtype=DTYPE), normal(B, H, state, head_size)
+    )
+    rq, dscale, dgamma = normal(3, B, H, T)
+    control = phase_gradients(n, given, phases, rq, dscale, dgamma, normal(B, H, T, pairs), *restarts)
+    return [phases.phase_BHTS, phases.g_BHT, starts, final, dend, dinitial, *control]
+
+
+def _inputs(n: Sizes, normal: Callable[..., Tensor]) -> Inputs:
+    """Only what the loops read; the other tensors are empty."""
+    none = normal(0)
+    rows = {name: normal(n.B, n.T, n.H, dtype=DTYPE) for name in ("dd_dt", "dd_a", "trap")}
+    return Inputs(
+        x=normal(n.B, n.T, n.H, n.P, dtype=DTYPE), z=none, q=none, k=none, **rows,
+        angle=normal(n.B, n.T, n.S, dtype=DTYPE), dt_bias=normal(n.H, shift=-3.0), q_bias=none, k_bias=none, skip=none,
+        norm=None, expand_x=None, expand_z=None, combine=None, initial=None, sequence=None, valid=None, next=None,
+        previous=None,
+    )  # fmt: skip

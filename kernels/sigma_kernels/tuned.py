@@ -1,0 +1,89 @@
+"""The launches that `sigma tune` measured on this machine. They win over the tables in the code.
+
+A JSON file of settings by op and key (architecture, shape class, dtype). It belongs to one version of the kernels: with
+any other it is not used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+VARIABLE = "SIGMA_TUNED_TABLE"
+"""Names the file in the environment."""
+
+Settings = dict[str, Any]  # setting -> a JSON value
+
+_rows: dict[tuple[str, str], Settings] = {}
+
+
+class TunedTableError(ValueError):
+    """A table that cannot be used; the message says why."""
+
+
+def settings(op: str, key: str) -> Settings | None:
+    """What was measured for an op and a key on this machine; None where nothing was."""
+    return _rows.get((op, key))
+
+
+@contextmanager
+def using(op: str, key: str, chosen: Mapping[str, Any]) -> Iterator[None]:
+    """Launch with `chosen` inside the block."""
+    before = _rows.get((op, key))
+    _rows[op, key] = dict(chosen)
+    try:
+        yield
+    finally:
+        if before is None:
+            del _rows[op, key]
+        else:
+            _rows[op, key] = before
+
+
+def load(path: Path) -> int:
+    """Take over a table in place of the one before; returns the number of its rows, 0 when there is no file.
+
+    Raises TunedTableError for a damaged file or one of other kernels; then no row is in force.
+    """
+    _rows.clear()
+    if not path.is_file():
+        return 0
+    try:
+        table = json.loads(path.read_text(encoding="utf-8"))
+        rows = {(op, key): dict(row) for op, keys in table["rows"].items() for key, row in keys.items()}
+        kernels = table["kernels"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise TunedTableError(f"{path} is damaged ({type(error).__name__}: {error})") from error
+    if kernels != fingerprint():
+        raise TunedTableError(f"{path} was measured with other kernels")
+    _rows.update(rows)
+    return len(rows)
+
+
+def save(path: Path, found: Mapping[tuple[str, str], Mapping[str, Any]]) -> None:
+    """Put rows into the table at `path`; rows of other keys stay when they belong to these kernels."""
+    with suppress(TunedTableError):  # a table that cannot be used is replaced
+        load(path)
+    _rows.update({at: dict(row) for at, row in found.items()})
+    rows: dict[str, dict[str, Settings]] = {}
+    for (op, key), row in sorted(_rows.items()):
+        rows.setdefault(op, {})[key] = row
+    text = json.dumps({"kernels": fingerprint(), "rows": rows}, indent=1)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    part.write_text(text + "\n", encoding="utf-8")
+    part.replace(path)
+
+
+@cache
+def fingerprint() -> str:
+    """Hash of the sources of all kernels."""
+    folder, digest = Path(__file__).parent, hashlib.sha256()
+    for file in sorted(folder.rglob("*.py")):
+        digest.update(str(file.relative_to(folder)).encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()[:16]

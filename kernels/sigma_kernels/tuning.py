@@ -1,0 +1,101 @@
+"""A search for the fastest launches of one op on this machine: one setting after the other, against the clock.
+
+Faster is not enough: a choice counts only when the op's results stay what they are with the present launches. A launch
+that changes them is a miscompiled kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sigma_kernels import tuned
+
+LEAST_GAIN = 0.02  # of the time: less is noise
+MOST_ERROR = 1e-2  # relative distance of a result: another order of summation in 16 bits, and no more
+
+Call = Callable[[], Sequence[Tensor]]
+Clock = Callable[[Call], float]
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Tunable:
+    """An op with sizes, ready to be timed. `call` launches with whatever `tuned` has under `op` and `key`."""
+
+    op: str
+    key: str
+    present: Mapping[str, Any]
+    candidates: Mapping[str, Sequence[Any]]
+    """What else may be tried, by setting."""
+    call: Call
+
+
+@dataclass(frozen=True)
+class Found:
+    """The settings that won, and milliseconds with the present and with these."""
+
+    settings: tuned.Settings
+    before_ms: float
+    after_ms: float
+
+
+def device_ms(call: Call) -> float:
+    """Median time of a call on the GPU."""
+    from triton.testing import do_bench
+
+    median = do_bench(call, warmup=25, rep=150, return_mode="median")
+    assert isinstance(median, float)
+    return median
+
+
+def search(
+    tunable: Tunable, clock: Clock = device_ms, say: Say = lambda line: None, goes_on: Callable[[], bool] = lambda: True
+) -> Found:
+    """Try every candidate of each setting, with the winners of the settings before it; no further one once `goes_on`
+    says no.
+    """
+    best = dict(tunable.present)
+    with tuned.using(tunable.op, tunable.key, best):
+        expected = [t.detach().clone() for t in tunable.call()]
+        before_ms = best_ms = clock(tunable.call)
+    say(f"{tunable.op} {tunable.key}: {before_ms:.3f} ms now")
+    for name, values in tunable.candidates.items():
+        for value in values:
+            if value == best[name] or not goes_on():
+                continue
+            candidate = best | {name: value}
+            ms, reason = _try(tunable, candidate, expected, clock)
+            won = ms is not None and ms < best_ms * (1 - LEAST_GAIN)
+            said = reason or f"{ms:.3f} ms{', taken' if won else ''}"
+            say(f"  {name} {value} in place of {best[name]}: {said}")
+            if won and ms is not None:
+                best, best_ms = candidate, ms
+    return Found(best, before_ms, best_ms)
+
+
+def _try(
+    tunable: Tunable, candidate: tuned.Settings, expected: Sequence[Tensor], clock: Clock
+) -> tuple[float | None, str]:
+    """(milliseconds, "") of a candidate, or (None, why it does not count)."""
+    from triton.errors import TritonError
+
+    with tuned.using(tunable.op, tunable.key, candidate):
+        try:
+            results = tunable.call()
+        except (TritonError, ValueError) as error:
+            return None, f"does not run ({type(error).__name__})"
+        error = max(_distance(result, good) for result, good in zip(results, expected, strict=True))
+        if not error <= MOST_ERROR:
+            return None, f"computes something else (relative error {error:.1e})"
+        return clock(tunable.call), ""
+
+
+def _distance(result: Tensor, good: Tensor) -> float:
+    good = good.double()
+    norm = torch.linalg.vector_norm(good).clamp_min(torch.finfo(torch.float32).tiny)
+    return float(torch.linalg.vector_norm(result.double() - good) / norm)
