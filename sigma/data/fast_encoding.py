@@ -50,7 +50,7 @@ class FastEncoder:
         ranks = _checked_ranks(tree["model"], rust.model, alphabet)
         from tiktoken import Encoding
 
-        # Without a special token tiktoken looks for an empty one at every place. This one no text may have.
+        # Without a special token tiktoken looks for an empty one at every place. This one is never made of a text.
         self._encoding = Encoding("sigma", pat_str=SPLIT, mergeable_ranks=ranks, special_tokens={"<|eos|>": END})
 
     def encode(self, text: str) -> np.ndarray:
