@@ -115,7 +115,7 @@ def _build(
         stop=stop,
         lock=lock,
         progress=progress,
-        startup=startup_row(config, model, optimizers),
+        startup=startup_row(config, model, optimizers, tokenizer),
         on_start=lambda step: write_records(config, origins, tokenizer, step),
     )
     trainer.startup["startup_init_s"] = time.perf_counter() - began
@@ -307,7 +307,9 @@ def registry_of(
     return registry
 
 
-def startup_row(config: RunConfig, model: SigmaForCausalLM, optimizers: OptimizerSet) -> dict[str, Any]:
+def startup_row(
+    config: RunConfig, model: SigmaForCausalLM, optimizers: OptimizerSet, tokenizer: Tokenizer
+) -> dict[str, Any]:
     """What the `startup` row says about the run."""
     run, data, train = config.run, config.data, config.train
     device = torch.device(run.device)
@@ -322,6 +324,8 @@ def startup_row(config: RunConfig, model: SigmaForCausalLM, optimizers: Optimize
         "active_parameters": active_parameters(model),
         "flops_per_token": train_flops_per_token(model, data.seq_len or 1),
         "steps": train.steps,
+        "tokenizer": tokenizer.name,
+        "tokenizer_encoder": tokenizer.encoder,
         "seq_len": data.seq_len,
         "batch_size": data.batch_size,
         "micro_batch_size": data.micro_batch_size,

@@ -24,7 +24,8 @@ def preview_lines(data: DataSection, seed: int, documents: int, seconds: float) 
     tokenizer = load_tokenizer(data.tokenizer)
     shares = natural_shares(data)
     said = ", ".join(f"{name} {share:.0%}" for name, share in shares.items() if share > 0) or "bundled"
-    yield f"--data-backend {data.data_backend}: {said} of the natural text; tokenizer {tokenizer.name}"
+    yield f"--data-backend {data.data_backend}: {said} of the natural text"
+    yield f"tokenizer {tokenizer.name}, encoded by {tokenizer.encoder}"
     records: list[Record] = []
     for found in preview_sources(data, seed, tokenizer, seconds):
         yield ""

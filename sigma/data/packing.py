@@ -40,7 +40,9 @@ class Batch:
 
 def document_ids(tokens: np.ndarray) -> np.ndarray:
     """bos + tokens + eos, int32."""
-    return np.concatenate([[BOS], tokens, [EOS]]).astype(np.int32)
+    ids = np.empty(len(tokens) + 2, dtype=np.int32)
+    ids[0], ids[1:-1], ids[-1] = BOS, tokens, EOS
+    return ids
 
 
 @dataclass

@@ -13,7 +13,6 @@ import hashlib
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,6 +24,7 @@ from sigma.data.journal import Journal
 from sigma.data.mixture import Group, Mixture, Turn
 from sigma.data.outages import Outages
 from sigma.data.packing import Batch, BatchBuilder
+from sigma.data.position import NO_IDS, NONE_KEPT, Current, Position
 from sigma.data.prefetch import Prefetcher
 from sigma.data.quality.duplicates import Duplicates
 from sigma.data.recent import Recent
@@ -36,31 +36,10 @@ from sigma.data.tokenizer import Tokenizer
 WARM_BATCHES = 64  # so many batches before the bundled ones end, the other sources begin to read
 
 Listener = Callable[..., None]  # event, details
-_NONE_KEPT = np.empty((0, Duplicates.width), dtype=np.int64)
 
 
 class StopWaitingError(DataError):
     """The run was asked to end while it waited for data."""
-
-
-@dataclass(frozen=True)
-class Position:
-    """A place between two batches. `remainder` int32 [n] are the ids of the current document that are not used up."""
-
-    state: Cursor
-    remainder: np.ndarray
-    kept: np.ndarray  # signatures of the documents that began in the batch before it, int64 [n, width]
-
-
-@dataclass
-class Current:
-    """The document that is being packed; `offset` pairs of it are used up."""
-
-    turn: Turn
-    source: str
-    name: tuple[str, str]
-    ids: np.ndarray
-    offset: int = 0
 
 
 class BatchStream:
@@ -142,7 +121,7 @@ class BatchStream:
             )
         self.close()
         self._recent.load(self._loaded["signatures"].numpy())
-        self._position = Position(state, self._loaded["remainder"].numpy(), _NONE_KEPT)
+        self._position = Position(state, self._loaded["remainder"].numpy(), NONE_KEPT)
         self._loaded, self._stale = {}, True
 
     def columns(self) -> dict[str, int]:
@@ -181,8 +160,7 @@ class BatchStream:
         self._tally.load_state_dict(state["tally"])
         self._at, self._batches, self._current = state["at"], state["batches"], None
         if (document := state["document"]) is not None:
-            turn = Turn(document["group"], document["owed"])
-            self._current = Current(turn, document["source"], tuple(document["name"]), remainder)
+            self._current = Current.of(document, remainder)
         self._duplicates.load(self._recent.rows())
         self._stale = False
 
@@ -222,7 +200,7 @@ class BatchStream:
             self._mixture.add(current.turn, current.source, after - current.offset)
             self._tally.tokens[current.source] += after - current.offset
             current.offset = after
-            if after == len(current.ids) - 1:
+            if current.used_up:
                 builder.end(current.name)
                 self._current = None
         self._write_down(builder)
@@ -290,20 +268,17 @@ class BatchStream:
         self._journal.batch(self._at, number, *shape, sha)
 
     def _position_now(self, kept: list[np.ndarray]) -> Position:
-        document, remainder, current = None, np.empty(0, dtype=np.int32), self._current
-        if current is not None:
-            document = {"group": current.turn.group, "owed": current.turn.owed}
-            document |= {"source": current.source, "name": list(current.name)}
-            remainder = current.ids[current.offset :]
+        current = self._current
         state = {
             "identity": self._identity,
             "sources": {name: feed.cursor() for name, feed in self._feeds.items()},
             "mixture": self._mixture.state_dict(),
-            "document": document,
+            "document": None if current is None else current.state_dict(),
             "at": self._at,
             "batches": self._batches,
             "journal": self._journal.position(self._at),
             "outages": self._outages.state_dict(),
             "tally": self._tally.state_dict(),
         }
-        return Position(state, remainder, np.stack(kept) if kept else _NONE_KEPT)
+        remainder = NO_IDS if current is None else current.remainder
+        return Position(state, remainder, np.stack(kept) if kept else NONE_KEPT)

@@ -20,6 +20,7 @@ from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from sigma.core.errors import ConfigError
 from sigma.data.corpus import FOLDER, load_corpus, read_checked
+from sigma.data.fast_encoding import FastEncoder, NotEqualError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -67,7 +68,8 @@ def train_bpe(texts: Iterable[str], vocabulary: int = VOCABULARY) -> str:
 class Tokenizer:
     """Text to ids and back. `byte_length_V[id]` is the number of UTF-8 bytes of a token, 0 for the special ones.
 
-    `content` is the file of a tokenizer that is not bundled.
+    `content` is the file of a tokenizer that is not bundled. `encoder` says what makes the ids: `tiktoken` where they
+    are provably those of the file, else `tokenizers` and why.
     """
 
     def __init__(self, name: str, rust: RustTokenizer, fingerprint: str, content: str | None = None) -> None:
@@ -79,6 +81,16 @@ class Tokenizer:
         self._rust.encode_special_tokens = True  # not kept by serialisation, hence here
         pieces = sorted(rust.get_vocab().items(), key=lambda item: item[1])
         self.byte_length_V = np.array([0] * 3 + [len(piece) for piece, _ in pieces[3:]], dtype=np.int64)
+        self._fast: FastEncoder | None = None
+        self.encoder = "bytes"
+        if name != "bytes":
+            self._choose_encoder()
+
+    def _choose_encoder(self) -> None:
+        try:
+            self._fast, self.encoder = FastEncoder(self._rust, byte_characters()), "tiktoken"
+        except NotEqualError as reason:
+            self.encoder = f"tokenizers: {reason}"
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (load_tokenizer, (self.name,)) if self.content is None else (load_content, (self.content,))
@@ -87,11 +99,13 @@ class Tokenizer:
         """Ids of `text` without special tokens, int32 [n]."""
         if self.name == "bytes":
             return np.frombuffer(text.encode(), dtype=np.uint8).astype(np.int32) + FIRST_BYTE
+        if self._fast is not None:
+            return self._fast.encode(text)
         return np.array(self._rust.encode(text, add_special_tokens=False).ids, dtype=np.int32)
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Ids of several texts, in parallel over the cores."""
-        if self.name == "bytes":
+        """Ids of several texts; `tokenizers` works on them in parallel over the cores."""
+        if self.name == "bytes" or self._fast is not None:
             return [self.encode(text) for text in texts]
         return [
             np.array(row.ids, dtype=np.int32)

@@ -11,8 +11,8 @@ from sigma.core import paths
 from sigma_app.selftest.gate import Gate, NotHereError, bundle_folder, expect, module_source, only_frozen
 
 MODULES = (
-    *("torch", "transformers", "tokenizers", "safetensors", "numpy", "rich", "psutil", "platformdirs", "py3langid"),
-    *("pyarrow.parquet", "fastwarc.warc", "warcio", "zstandard", "truststore"),
+    *("torch", "transformers", "tokenizers", "tiktoken", "safetensors", "numpy", "rich", "psutil", "platformdirs"),
+    *("py3langid", "pyarrow.parquet", "fastwarc.warc", "warcio", "zstandard", "truststore"),
 )
 READABLE = ("sigma.build", "sigma_app.__main__", "sigma_kernels.rms_norm.kernel", "triton", "triton.runtime.jit")
 # Built for other purposes, or not used by us: each would be megabytes that nobody asked for.
@@ -52,11 +52,14 @@ def versions() -> str:
 
 
 def data() -> str:
-    """The texts and tokenizers are there and are the recorded ones."""
+    """The texts and tokenizers are there and are the recorded ones; the fast encoder is used."""
+    from sigma.data.tokenizer import load_tokenizer
     from sigma_app.doctor import corpus
 
     finding = corpus()
     expect(finding.status == "OK", finding.text)
+    encoder = load_tokenizer("bpe8k").encoder
+    expect(encoder == "tiktoken", f"texts are encoded by {encoder}")
     return finding.text
 
 

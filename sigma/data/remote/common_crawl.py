@@ -6,7 +6,6 @@ Layout: https://commoncrawl.org/get-started (collinfo.json, crawl-data/<crawl>/w
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import zlib
@@ -16,9 +15,10 @@ from typing import Any
 from sigma.core.errors import ConfigError
 from sigma.data.corpus import keyed_order
 from sigma.data.limits import RecordLimits, decoded
-from sigma.data.record import Block, Damaged, DataError, FileRef, Record, Unavailable
+from sigma.data.record import Block, Damaged, FileRef, Record, Unavailable
 from sigma.data.remote.client import Answer, HttpClient
 from sigma.data.remote.connection import HttpLimits, checked_address
+from sigma.data.remote.pinned import PinnedFiles
 from sigma.data.remote.ranges import RangeFile
 from sigma.data.remote.warc import SlowError, frames, parse_record, read_member
 
@@ -32,7 +32,7 @@ KEPT_PLACES = 8
 EXAMPLE = "CC-MAIN-2025-33,CC-MAIN-2025-30"
 
 
-class CommonCrawl:
+class CommonCrawl(PinnedFiles[RangeFile]):
     """WET files of the `latest` crawls, or of those named in `crawls`; `paths_per_crawl` of each, drawn by `seed`."""
 
     name = "commoncrawl"
@@ -55,37 +55,16 @@ class CommonCrawl:
         )
         if wrong := [crawl for crawl in crawls if not re.fullmatch(r"CC-MAIN-\d{4}-\d{2}", crawl)]:
             raise ConfigError(f"--commoncrawl-crawls: {wrong[0]!r} is no crawl; write latest or names like {EXAMPLE}")
-        self._limits, self._client = limits, HttpClient(self.name, http)
-        self._pin: dict[str, Any] | None = None
-        self._files: list[FileRef] | None = None
-        self._open: tuple[int, RangeFile] | None = None
+        self._limits = limits
+        super().__init__(HttpClient(self.name, http))
 
     @property
     def fingerprint(self) -> str:
         return f"{self.name} {','.join(self._wanted) or self._latest} {self._count} {self._client.limits.range_bytes}"
 
-    @property
-    def pin(self) -> str | None:
-        return None if self._pin is None else json.dumps(self._pin, sort_keys=True)
-
-    def pin_to(self, pin: str) -> None:
-        self._pin, self._files, self._open = json.loads(pin), None, None
-
-    def close(self) -> None:
-        self._client.close()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_open": None}
-
-    def files(self) -> Sequence[FileRef]:
-        if self._files is None:
-            crawls = self._pin["crawls"] if self._pin else list(self._wanted) or self._newest()
-            paths = [path for crawl in crawls for path in self._paths(crawl)]
-            pin = {"crawls": crawls, "files": hashlib.sha256("\n".join(paths).encode()).hexdigest()[:16]}
-            if self._pin not in (None, pin):
-                raise DataError(f"{self.name}: the list of files of {', '.join(crawls)} is not the one of this run.")
-            self._pin, self._files = pin, [FileRef(path) for path in paths]
-        return self._files
+    def _find(self, pin: dict[str, Any] | None) -> tuple[dict[str, Any], list[FileRef]]:
+        crawls = pin["crawls"] if pin else list(self._wanted) or self._newest()
+        return {"crawls": crawls}, [FileRef(path) for crawl in crawls for path in self._paths(crawl)]
 
     def _newest(self) -> list[str]:
         """The ids of the newest crawls."""

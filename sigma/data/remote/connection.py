@@ -161,7 +161,7 @@ class Route:
             connection = http.client.HTTPConnection(host, port, timeout=limits.connect_s)
         try:
             connection.connect()
-        except BaseException:
+        except (OSError, http.client.HTTPException):  # a socket that is open but not yet encrypted, for one
             connection.close()
             raise
         connection.sock = _WatchedSocket(connection.sock, limits)  # pyright: ignore

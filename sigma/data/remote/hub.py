@@ -7,11 +7,9 @@ mirror) and HF_TOKEN (sent to the endpoint only).
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, urljoin
@@ -22,6 +20,7 @@ from sigma.data.parquet import ParquetTexts, ScoreFilter
 from sigma.data.record import Block, DataError, FileRef
 from sigma.data.remote.client import Answer, HttpClient
 from sigma.data.remote.connection import HttpLimits, checked_address
+from sigma.data.remote.pinned import PinnedFiles
 from sigma.data.remote.ranges import RangeFile
 
 ENDPOINT = "https://huggingface.co"
@@ -50,7 +49,7 @@ def cosmopedia(config: str) -> DataSet:
     return DataSet("HuggingFaceTB/cosmopedia", f"data/{config}")
 
 
-class HubDataSet:
+class HubDataSet(PinnedFiles[ParquetTexts]):
     """A collection of the rows of a DataSet. The newest revision is taken at the first start and kept from then on."""
 
     def __init__(
@@ -69,43 +68,21 @@ class HubDataSet:
         token = os.environ.get("HF_TOKEN", "").strip() or None
         if token and re.search(r"[^!-~]", token):
             raise ConfigError("HF_TOKEN holds characters that no token has; set it again, or not at all.")
-        self._client = HttpClient(name, http, token=token, token_url=self._endpoint)
-        self._pin: dict[str, Any] | None = None
-        self._files: list[FileRef] | None = None
-        self._open: tuple[int, ParquetTexts] | None = None
+        super().__init__(HttpClient(name, http, token=token, token_url=self._endpoint))
 
     @property
     def fingerprint(self) -> str:
         return f"{self._data_set.repository}/{self._data_set.folder} {self._filter}"
 
-    @property
-    def pin(self) -> str | None:
-        return None if self._pin is None else json.dumps(self._pin, sort_keys=True)
-
-    def pin_to(self, pin: str) -> None:
-        self._pin, self._files, self._open = json.loads(pin), None, None
-
-    def close(self) -> None:
-        self._client.close()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_open": None}
-
-    def files(self) -> Sequence[FileRef]:
-        if self._files is None:
-            revision = self._pin["revision"] if self._pin else self._newest()
-            files = self._tree(revision)
-            if not files:
-                raise DataError(
-                    f"{self.name}: {self._data_set.repository} has no parquet file in {self._data_set.folder}; "
-                    "is the name of the configuration right?"
-                )
-            listing = "\n".join(f"{file.path} {file.size}" for file in files)
-            pin = {"revision": revision, "files": hashlib.sha256(listing.encode()).hexdigest()[:16]}
-            if self._pin not in (None, pin):
-                raise DataError(f"{self.name}: revision {revision} no longer has the files of this run.")
-            self._pin, self._files = pin, files
-        return self._files
+    def _find(self, pin: dict[str, Any] | None) -> tuple[dict[str, Any], list[FileRef]]:
+        revision = pin["revision"] if pin else self._newest()
+        files = self._tree(revision)
+        if not files:
+            raise DataError(
+                f"{self.name}: {self._data_set.repository} has no parquet file in {self._data_set.folder}; "
+                "is the name of the configuration right?"
+            )
+        return {"revision": revision}, files
 
     def read(self, file: int, position: int) -> Block:
         if self._open is None or self._open[0] != file:

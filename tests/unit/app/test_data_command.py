@@ -25,6 +25,7 @@ def test_a_preview_without_network_says_what_is_unreachable_and_shows_the_bundle
     out = capsys.readouterr().out
     for source in ("fineweb", "cosmopedia", "commoncrawl"):
         assert re.search(rf"^{source}: unreachable: .*127\.0\.0\.1.*$", out, re.MULTILINE)
+    assert "\ntokenizer bpe8k, encoded by tiktoken\n" in out
     shown = out[out.index("bundled: ") :]
     assert "tokens" in shown
     assert len(re.findall(r"^  \[.*\] ", shown, re.MULTILINE)) == 2

@@ -230,15 +230,20 @@ def test_a_damaged_block_is_written_down_and_stays_out_on_resume_even_if_it_is_w
     assert tallied(second) == tallied(first)
 
 
-@pytest.mark.parametrize("prefetch", [0, 2])
-def test_a_stop_request_ends_a_long_wait(build, prefetch):
+def after_a_start(build, **settings):
+    """The second start of a run, all of whose sources have died since the first."""
     first = build(trio())
     take(first, 3)
     first.close()
     dead = trio()
     for memory in dead:
         memory.dead = True
-    second = build(dead, prefetch=prefetch, limits=Limits(0.2, 60.0))
+    return build(dead, **settings)
+
+
+@pytest.mark.parametrize("prefetch", [0, 2])
+def test_a_stop_request_ends_a_long_wait(build, prefetch):
+    second = after_a_start(build, prefetch=prefetch, limits=Limits(0.2, 60.0))
     began = time.monotonic()
     listen(second, lambda: time.monotonic() - began > 0.5)
     with pytest.raises(StopWaitingError):
@@ -249,13 +254,7 @@ def test_a_stop_request_ends_a_long_wait(build, prefetch):
 
 def test_a_long_wait_says_what_it_waits_for(build, monkeypatch):
     monkeypatch.setattr("sigma.data.outages.TELL_AFTER_S", 0.05)
-    first = build(trio())
-    take(first, 3)
-    first.close()
-    dead = trio()
-    for memory in dead:
-        memory.dead = True
-    second = build(dead, limits=Limits(0.2, 0.4), prefetch=1)
+    second = after_a_start(build, limits=Limits(0.2, 0.4), prefetch=1)
     told = listen(second)
     take(second, 3)
     assert told[0][0] == "source_awaited"

@@ -1,5 +1,6 @@
 import json
 import threading
+from collections import Counter
 
 import pytest
 import torch
@@ -11,10 +12,25 @@ from sigma.data.feed import Feed
 from sigma.data.generators import GeneratorSource
 from sigma.data.mixture import Group
 from sigma.data.prefetch import DataThreadError
+from sigma.data.quality.duplicates import Duplicates
 from sigma.data.record import DataError
 from sigma.data.stream import BatchStream
 from sigma.data.stream_settings import StreamSettings
-from tests.unit.data.streams import go_to, local_groups, plain, snapshot, take
+from sigma.data.window_source import WindowSource
+from tests.unit.data.streams import (
+    SIZE,
+    SOON,
+    Memory,
+    NoSpam,
+    go_to,
+    local_groups,
+    plain,
+    records_of,
+    remote_stream,
+    snapshot,
+    take,
+    tallied,
+)
 
 BATCHES = 14
 
@@ -214,3 +230,24 @@ def test_close_joins_the_threads_and_the_stream_can_go_on(tiny_corpus, byte_toke
     assert set(threading.enumerate()) <= before
     assert seen + take(stream, 2) == whole[0][:5]
     stream.close()
+
+
+def test_every_near_duplicate_is_left_out_and_counted(tiny_corpus, byte_tokenizer):
+    gate, duplicates, kept, dropped = NoSpam(), Duplicates(7), [], Counter()
+    stream = remote_stream(tiny_corpus, byte_tokenizer, [Memory("red")], gate=gate, dedup_window=7, shares=(1.0,))
+    ended = records_of(take(stream, 60), "red")
+    tally, current = tallied(stream), stream.state_dict()["document"]
+    stream.close()
+    source = WindowSource(Memory("red"), 0, size=SIZE, pause=SOON)
+    while len(kept) < len(ended) + (current["source"] == "red"):
+        assert source.ready(5)
+        verdict = gate.examine(record := next(source))
+        twice = verdict.reason is None and duplicates.seen(verdict.signature)
+        if reason := "near_duplicate" if twice else verdict.reason:
+            dropped[reason] += 1
+        else:
+            kept.append(record.id)
+    source.close()
+    assert kept[: len(ended)] == ended
+    assert {reason: tally[f"data_dropped_{reason}"] for reason in dropped} == dropped
+    assert set(dropped) == {"near_duplicate", "spam"}

@@ -34,7 +34,7 @@ def test_the_file_is_a_tokenizer_of_the_size_asked_for(tmp_path):
     train_tokenizer(Sample(BUNDLED, 1, 300_000), 700, tmp_path)
     made = load_tokenizer(tmp_path / FILE_NAME)
     text = "In the beginning, def f(x): 漢字 🙂\n"
-    assert made.vocab_size == 700
+    assert (made.vocab_size, made.encoder) == (700, "tiktoken")
     assert made.decode(made.encode(text)) == text
     assert made.content == (tmp_path / FILE_NAME).read_text("utf-8"), "ours needs no adopting"
 

@@ -152,8 +152,7 @@ def test_no_source_that_torch_or_triton_hashes_is_left_out():
 
 def find(package):
     spec = importlib.util.find_spec(package)
-    if spec is None:
-        pytest.skip(f"{package} is not installed")
+    assert spec is not None, f"{package} is not installed"
     return Path(spec.origin).parent
 
 

@@ -36,23 +36,20 @@ def found(pairs) -> float:
     return hits / len(pairs)
 
 
-def test_edits_down_to_a_similarity_of_090_are_found(make_text):
+def edited_pairs(make_text, count, words, similarity):
+    """Texts, each with a copy of that similarity."""
     draw = random.Random(3)
-    pairs = []
-    for seed in range(300):
-        words = make_text(seed, 400).split()
-        pairs.append((" ".join(words), " ".join(edited(words, 0.9, draw))))
-    assert found(pairs) >= 0.95
+    originals = [make_text(seed, words).split() for seed in range(count)]
+    return [(" ".join(one), " ".join(edited(one, similarity, draw))) for one in originals]
+
+
+def test_edits_down_to_a_similarity_of_090_are_found(make_text):
+    assert found(edited_pairs(make_text, 300, 400, 0.9)) >= 0.95
 
 
 def test_the_share_found_follows_the_formula(make_text):
-    draw = random.Random(4)
-    pairs = []
-    for seed in range(200):
-        words = make_text(seed, 300).split()
-        pairs.append((" ".join(words), " ".join(edited(words, 0.6, draw))))
     expected = 1 - (1 - 0.6**8) ** 9  # 0.14
-    assert found(pairs) == pytest.approx(expected, abs=0.08)
+    assert found(edited_pairs(make_text, 200, 300, 0.6)) == pytest.approx(expected, abs=0.08)
 
 
 def test_unrelated_texts_are_not_duplicates(make_text, prose):
@@ -85,6 +82,15 @@ def test_only_the_last_documents_count(make_text):
         duplicates.seen(sign(text, str(number)))
     assert [duplicates.seen(sign(texts[n], "copy")) for n in (7, 6, 5)] == [True] * 3
     assert not duplicates.seen(sign(texts[4], "copy"))
+
+
+def test_a_document_that_came_again_counts_from_then_on(make_text):
+    texts = [make_text(seed) for seed in range(4)]
+    duplicates = Duplicates(2)
+    for number in (0, 0, 1):  # the first entry of 0 leaves, the second stays
+        duplicates.seen(sign(texts[number], str(number)))
+    assert duplicates.seen(sign(texts[0], "copy"))
+    assert not any(duplicates.seen(sign(texts[number], str(number))) for number in (2, 3, 0))
 
 
 def test_what_was_dropped_does_not_push_others_out(make_text):

@@ -311,7 +311,7 @@ def certificate(tmp_path_factory):
     try:
         subprocess.run([*command, *names, "-addext", "subjectAltName=DNS:localhost"], check=True, capture_output=True)
     except FileNotFoundError:
-        pytest.skip("needs the command openssl")
+        pytest.skip("needs the command openssl: the standard library makes no certificates")
     return folder
 
 

@@ -32,6 +32,8 @@ def test_the_newest_crawls_are_taken_and_pinned(hub):
     again = crawl(hub, latest=1, crawls=[CRAWLS[1]])
     again.pin_to(newest.pin)
     assert again.files() == newest.files(), "the pin counts, not what is newest now"
+    again.pin_to(both.pin)
+    assert again.files() == both.files(), "nor what was read before"
 
 
 def test_crawls_can_be_named(hub):
@@ -53,7 +55,7 @@ def test_a_list_that_changed_stops_the_run(hub):
     with loopback_hub(0, crawl_files(CRAWLS[0], [wet(["a"])])) as other:
         second = crawl(other, crawls=CRAWLS[:1])
         second.pin_to(first.pin)
-        with pytest.raises(DataError, match="not the one of this run"):
+        with pytest.raises(DataError, match="no longer has the files"):
             second.files()
 
 
