@@ -33,10 +33,12 @@ def shortened(tunable: Tunable, **candidates: list) -> Tunable:
 @pytest.mark.parametrize("rank", [1, 4])
 def test_every_candidate_of_a_search_runs_and_computes_the_same(rank):
     scan = scan_tunable(
-        (2, 512, 4, 64), state=64, rank=rank, groups=1, pairs=16, norm=True, dtype=torch.bfloat16, device=GPU
+        (2, 512, 4, 64), state=128, rank=rank, groups=1, pairs=32, norm=True, dtype=torch.bfloat16, device=GPU
     )
     lines = []
-    found = search(shortened(scan, rows=scan.candidates["rows"], output=[[8, None], [4, 128]]), say=lines.append)
+    found = search(
+        shortened(scan, rows=scan.candidates["rows"], pairs=[32, 64], output=[[8, None], [4, 128]]), say=lines.append
+    )
     assert found.after_ms <= found.before_ms
     assert all(line.endswith(" ms") or line.endswith("taken") or line.endswith("now") for line in lines), lines
     assert tuned.settings("scan", scan.key) is None

@@ -17,19 +17,18 @@ HEADS, STATE, HEAD_SIZE, PAIRS = 32, 128, 64, 32
 CONSUMER_SHARED_MEMORY = 99 * 1024
 # Bytes of local memory, rank 1 and rank 4, with the matrix products of sm_90 and sm_100 and with those of the others.
 WARPGROUP_SPILLS = {
-    "chunk_outer_kernel": (0, 24),
-    "chunk_outer_backward_kernel": (8, 112),
-    "scan_output_kernel": (0, 64),
-    "norm_backward_kernel": (16, 856),
-    "value_gradient_kernel": (32, 488),
-    "matrix_gradient_kernel": (0, 176),
+    "chunk_outer_kernel": (0, 0),
+    "chunk_outer_backward_kernel": (0, 0),
+    "scan_output_kernel": (0, 48),
+    "norm_backward_kernel": (24, 744),
+    "value_gradient_kernel": (24, 296),
+    "matrix_gradient_kernel": (16, 104),
     "over_heads_kernel": (0, 0),
 }
 WARP_SPILLS = {
-    "scan_output_kernel": (32, 8),
-    "norm_backward_kernel": (8, 40),
-    "value_gradient_kernel": (80, 1704),
-    "matrix_gradient_kernel": (0, 360),
+    "scan_output_kernel": (0, 24),
+    "norm_backward_kernel": (0, 24),
+    "value_gradient_kernel": (72, 672),
 }
 # What a launch passes in 16 bits; the rest is fp32, the phases int16, their totals and the sequences int32.
 HALF = {

@@ -8,9 +8,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from sigma_kernels.scan.kernel_math import sigmoid
+from sigma_kernels.scan.kernel_math import sigmoid, sigmoid_for_16_bits
 from sigma_kernels.scan.prepare import NORM_EPS
-from sigma_kernels.scan.triton_tiles import over_ranks, over_steps, rank_vectors, value_rows
+from sigma_kernels.scan.triton_tiles import once, over_ranks, over_steps, rank_vectors, value_rows
 
 EPS = tl.constexpr(NORM_EPS)
 
@@ -26,7 +26,7 @@ def _dout_rows(dout_ptr, first, row, rank, head, inside, H, P: tl.constexpr, R: 
 def combined(rows, combine_ptr, rank, head, inside, P: tl.constexpr, R: tl.constexpr, BLOCK_P: tl.constexpr):
     """Rows times their rank's part in the combination, where there is one."""
     if combine_ptr is not None:
-        rows *= rank_vectors(combine_ptr, rank, head, inside, P, R, BLOCK_P)
+        rows *= rank_vectors(combine_ptr, rank, head, P, R, BLOCK_P)
     return rows
 
 
@@ -38,8 +38,12 @@ def gate_rows(
     z = value_rows(z_ptr, None, row, rank, head, inside, stride_t, 0, P, R, BLOCK_P).to(tl.float32)
     gate = z
     if expand_z_ptr is not None:
-        gate = z * rank_vectors(expand_z_ptr, rank, head, inside, P, R, BLOCK_P)
-    return z, gate, sigmoid(gate)
+        gate = z * rank_vectors(expand_z_ptr, rank, head, P, R, BLOCK_P)
+    if z_ptr.dtype.element_ty.primitive_bitwidth == 16:
+        open_ = sigmoid_for_16_bits(gate)
+    else:
+        open_ = sigmoid(gate)
+    return z, gate, once(open_)
 
 
 @triton.jit
@@ -88,7 +92,7 @@ def store_gate_gradients(
     dz = dout * y * open_ * (1 + gate * (1 - open_))
     if expand_z_ptr is not None:
         store_by_rank(dexpand_z_ptr, partial, dz * z, STEPS, RANK, R, P, BLOCK_P)
-        dz *= rank_vectors(expand_z_ptr, rank, head, inside, P, R, BLOCK_P)
+        dz *= rank_vectors(expand_z_ptr, rank, head, P, R, BLOCK_P)
     dz = over_ranks(dz, STEPS, RANK, BLOCK_P)
     p = tl.arange(0, BLOCK_P)
     at = dz_ptr + (first * H + head) * P + (t * H)[:, None] * P + p[None, :]

@@ -33,7 +33,6 @@ from sigma_kernels.scan.triton_tiles import (
     row_weights,
     state_tile,
     turned_both,
-    turned_rows,
     value_rows,
 )
 
@@ -103,12 +102,14 @@ def value_gradient_kernel(
         z_ptr += batch * z_stride_b + start.to(tl.int64) * z_stride_t + head.to(tl.int64) * z_stride_h
         ask_for(z_ptr + within * z_stride_t)
     dots = tl.zeros((M, M), tl.float32)
+    q_parts, k_parts = (), ()
     for part in tl.static_range(PARTS):
         q, k = turned_both(
             q_ptr, k_ptr, q_bias_ptr, k_bias_ptr, phase_ptr, row, rank, group, head, inside, part * HALF,
             dtype, S, N, G, R, M, HALF,
         )  # fmt: skip
         dots = tl.dot(q, tl.trans(k), dots, input_precision=PRECISION)
+        q_parts, k_parts = q_parts + (q,), k_parts + (k,)  # noqa: RUF005 - Triton knows no star here
 
     x = value_rows(x_ptr, expand_x_ptr, row, rank, head, inside, x_stride_t, 0, P, R, BLOCK_P)
     dy = dy_rows(dy_ptr, first, row, rank, head, inside, H, P, R, BLOCK_P)
@@ -128,11 +129,8 @@ def value_gradient_kernel(
 
     y = tl.zeros((M, BLOCK_P), tl.float32)
     for part in tl.static_range(PARTS):
-        if PARTS > 1:
-            q = turned_rows(
-                q_ptr, q_bias_ptr, phase_ptr, row, rank, group, head, inside, part * HALF, dtype, S, N, G, R, M, HALF
-            )
-        y = tl.dot(q, state_tile(start_ptr + border, part * HALF, N2, P, HALF, BLOCK_P), y, input_precision=PRECISION)
+        state = state_tile(start_ptr + border, part * HALF, N2, P, HALF, BLOCK_P)
+        y = tl.dot(q_parts[part], state, y, input_precision=PRECISION)
     y *= entering_weight(g, step, sequence_ptr, start, T)[:, None]
     tl.store(rq_ptr + own + t, by_step(rq + tl.sum(dy.to(tl.float32) * y, 1), STEPS, RANK), mask=here)
     if dout_ptr is not None:
@@ -144,11 +142,8 @@ def value_gradient_kernel(
 
     dx = tl.zeros((M, BLOCK_P), tl.float32)
     for part in tl.static_range(PARTS):
-        if PARTS > 1:
-            k = turned_rows(
-                k_ptr, k_bias_ptr, phase_ptr, row, rank, group, head, inside, part * HALF, dtype, S, N, G, R, M, HALF
-            )
-        dx = tl.dot(k, state_tile(dend_ptr + border, part * HALF, N2, P, HALF, BLOCK_P), dx, input_precision=PRECISION)
+        dstate = state_tile(dend_ptr + border, part * HALF, N2, P, HALF, BLOCK_P)
+        dx = tl.dot(k_parts[part], dstate, dx, input_precision=PRECISION)
     dx *= leaving_weight(g, tl.load(g_ptr + own + end - start), step, sequence_ptr, end, T)[:, None]
     dscale += tl.sum(x.to(tl.float32) * dx, 1)
     tl.store(dscale_ptr + own + t, by_step(dscale, STEPS, RANK), mask=here)
@@ -156,7 +151,7 @@ def value_gradient_kernel(
     if expand_x_ptr is not None:
         plain = value_rows(x_ptr, None, row, rank, head, inside, x_stride_t, 0, P, R, BLOCK_P).to(tl.float32)
         store_by_rank(dexpand_x_ptr, partial, dx * plain, STEPS, RANK, R, P, BLOCK_P)
-        dx *= rank_vectors(expand_x_ptr, rank, head, inside, P, R, BLOCK_P)
+        dx *= rank_vectors(expand_x_ptr, rank, head, P, R, BLOCK_P)
     dx = over_ranks(dx, STEPS, RANK, BLOCK_P)
     at = dx_ptr + (first * H + head) * P + (t * H)[:, None] * P + p[None, :]
     tl.store(at, dx.to(dx_ptr.dtype.element_ty), mask=here[:, None] & (p < P)[None, :])
@@ -170,14 +165,13 @@ def matrix_gradient_kernel(
     RANK: tl.constexpr, STEPS: tl.constexpr, HALF: tl.constexpr, PARTS: tl.constexpr, BLOCK_P: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Each head's turned dq and dk [B, T, R, H, N2] and d phase [B, H, T, S]; grid (heads, chunks, batch * PARTS)."""
+    """Each head's turned dq and dk [B, T, R, H, N2] and d phase [B, H, T, S]; grid (heads, chunks, batch)."""
     dtype: tl.constexpr = x_ptr.dtype.element_ty
     M: tl.constexpr = STEPS * RANK
     N2: tl.constexpr = 2 * ((N + 1) // 2)
     head = tl.program_id(0)
     chunk = tl.program_id(1)
-    batch = (tl.program_id(2) // PARTS).to(tl.int64)
-    pair = (tl.program_id(2) % PARTS) * HALF
+    batch = tl.program_id(2).to(tl.int64)
     group = head // (H // G)
     start = chunk * STEPS
     end = tl.minimum(start + STEPS, T) - 1
@@ -190,34 +184,37 @@ def matrix_gradient_kernel(
     x_ptr += batch * stride_b + start.to(tl.int64) * stride_t + head.to(tl.int64) * stride_h
     x = value_rows(x_ptr, expand_x_ptr, row, rank, head, inside, stride_t, 0, P, R, BLOCK_P)
     dy = dy_rows(dy_ptr, first, row, rank, head, inside, H, P, R, BLOCK_P)
-    matrix = first * (R * G * N)
-    q, k = turned_both(
-        q_ptr + matrix, k_ptr + matrix, q_bias_ptr, k_bias_ptr, phase_ptr + own * S, row, rank, group, head, inside,
-        pair, dtype, S, N, G, R, M, HALF,
-    )  # fmt: skip
     g = tl.load(g_ptr + own + row, mask=inside, other=0.0)
     scale = tl.load(scale_ptr + own + row, mask=inside, other=0.0)
     gamma = tl.load(gamma_ptr + own + row, mask=inside, other=0.0)
-    _, weight = row_weights(g, scale, gamma, step, sequence_ptr, T)
-    w = (tl.dot(dy, tl.trans(x), input_precision=PRECISION) * weight).to(dtype)
-
-    state = state_tile(start_ptr + border, pair, N2, P, HALF, BLOCK_P)
-    dq = tl.dot(dy, tl.trans(state), input_precision=PRECISION)
-    dq *= entering_weight(g, step, sequence_ptr, start, T)[:, None]
-    dq = tl.dot(w, k, dq, input_precision=PRECISION)
-    _store_rows(dq_ptr + first * (R * H * N2), dq, row, rank, head, inside, pair, H, N2, R, HALF)
-    dphase = _turning(q, dq, M, HALF)
-    dstate = state_tile(dend_ptr + border, pair, N2, P, HALF, BLOCK_P)
-    dk = tl.dot(x, tl.trans(dstate), input_precision=PRECISION)
-    leave = leaving_weight(g, tl.load(g_ptr + own + end - start), step, sequence_ptr, end, T)
-    dk *= (leave * scale)[:, None]
-    dk = tl.dot(tl.trans(w), q, dk, input_precision=PRECISION)
-    _store_rows(dk_ptr + first * (R * H * N2), dk, row, rank, head, inside, pair, H, N2, R, HALF)
-    dphase += _turning(k, dk, M, HALF)
-    dphase = over_ranks(dphase, STEPS, RANK, HALF)
-    column = pair + tl.arange(0, HALF)
-    mask = (t < T - start)[:, None] & (column < S)[None, :]
-    tl.store(dphase_ptr + own * S + t[:, None] * S + column[None, :], dphase, mask=mask)
+    q_ptr += first * (R * G * N)
+    k_ptr += first * (R * G * N)
+    for part in tl.static_range(PARTS):
+        q, k = turned_both(
+            q_ptr, k_ptr, q_bias_ptr, k_bias_ptr, phase_ptr + own * S, row, rank, group, head, inside, part * HALF,
+            dtype, S, N, G, R, M, HALF,
+        )  # fmt: skip
+        if part == 0:  # behind the loads of q and k, which are long on their way
+            _, weight = row_weights(g, scale, gamma, step, sequence_ptr, T)
+            w = (tl.dot(dy, tl.trans(x), input_precision=PRECISION) * weight).to(dtype)
+        state = state_tile(start_ptr + border, part * HALF, N2, P, HALF, BLOCK_P)
+        dq = tl.dot(dy, tl.trans(state), input_precision=PRECISION)
+        dq *= entering_weight(g, step, sequence_ptr, start, T)[:, None]
+        dq = tl.dot(w, k, dq, input_precision=PRECISION)
+        _store_rows(dq_ptr + first * (R * H * N2), dq, row, rank, head, inside, part * HALF, H, N2, R, HALF)
+        if part * HALF < S:
+            dphase = _turning(q, dq, M, HALF)
+        dstate = state_tile(dend_ptr + border, part * HALF, N2, P, HALF, BLOCK_P)
+        dk = tl.dot(x, tl.trans(dstate), input_precision=PRECISION)
+        leave = leaving_weight(g, tl.load(g_ptr + own + end - start), step, sequence_ptr, end, T)
+        dk *= (leave * scale)[:, None]
+        dk = tl.dot(tl.trans(w), q, dk, input_precision=PRECISION)
+        _store_rows(dk_ptr + first * (R * H * N2), dk, row, rank, head, inside, part * HALF, H, N2, R, HALF)
+        if part * HALF < S:
+            dphase = over_ranks(dphase + _turning(k, dk, M, HALF), STEPS, RANK, HALF)
+            column = part * HALF + tl.arange(0, HALF)
+            mask = (t < T - start)[:, None] & (column < S)[None, :]
+            tl.store(dphase_ptr + own * S + t[:, None] * S + column[None, :], dphase, mask=mask)
 
 
 @triton.jit

@@ -102,7 +102,7 @@ def _states(n: Sizes, given: Inputs, phases: Phases) -> tuple[Tensor, Tensor]:
     x = given.x
     added = torch.empty(n.B, n.H, n.chunks, n.N2, n.P, dtype=x.dtype, device=x.device)
     matrix = n.matrix(x.dtype)
-    chunk_outer_kernel[(n.H, n.chunks, n.B * matrix["PARTS"])](
+    chunk_outer_kernel[(n.H, n.chunks, n.B)](
         given.k, given.k_bias, phases.phase_BHTS, x, given.expand_x, phases.g_BHT, phases.scale_BHT,
         given.sequence, added, n.T, n.H, *x.stride()[:3], **matrix, **n.tiles.outer.options(),
     )  # fmt: skip
@@ -179,7 +179,7 @@ def _state_gradients(
     Fills dY from dout, unless dout is None.
     """
     z, dstart, matrix = given.z, torch.empty_like(starts), n.matrix(starts.dtype)
-    chunk_outer_backward_kernel[(n.H, n.chunks, n.B * matrix["PARTS"])](
+    chunk_outer_backward_kernel[(n.H, n.chunks, n.B)](
         given.q, given.q_bias, phases.phase_BHTS, dout, z, given.expand_z, given.combine, dy, phases.g_BHT,
         given.sequence, dstart, n.T, n.H, *z.stride()[:3], **matrix, **n.tiles.outer.options(),
     )  # fmt: skip
@@ -226,7 +226,7 @@ def _matrix_gradients(
     x, sizes = given.x, n.matrix(given.x.dtype)
     dq, dk = _rows(n, given, n.R, n.H, n.N2), _rows(n, given, n.R, n.H, n.N2)
     dphase = torch.empty(n.B, n.H, n.T, n.S, dtype=torch.float32, device=x.device)  # bf16 would cost d angle 4e-3
-    matrix_gradient_kernel[(n.H, n.chunks, n.B * sizes["PARTS"])](
+    matrix_gradient_kernel[(n.H, n.chunks, n.B)](
         *given.matrices(), phases.phase_BHTS, x, given.expand_x, phases.g_BHT, phases.scale_BHT, phases.gamma_BHT,
         starts, dend, given.sequence, dy, dq, dk, dphase, n.T, n.H, *x.stride()[:3],
         **sizes, **n.tiles.matrix.options(),

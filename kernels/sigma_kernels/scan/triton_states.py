@@ -39,13 +39,12 @@ def chunk_outer_kernel(
 ):  # fmt: skip
     """What each chunk adds to the state: sum_m scale_m e^{g_end - g_m} k_m x_m^T.
 
-    Grid (heads, chunks, batch * PARTS).
+    Grid (heads, chunks, batch).
     """
     dtype: tl.constexpr = x_ptr.dtype.element_ty
     head = tl.program_id(0)
     chunk = tl.program_id(1)
-    batch = (tl.program_id(2) // PARTS).to(tl.int64)
-    pair = (tl.program_id(2) % PARTS) * HALF
+    batch = tl.program_id(2).to(tl.int64)
     M: tl.constexpr = STEPS * RANK
     N2: tl.constexpr = 2 * ((N + 1) // 2)
     start = chunk * STEPS
@@ -56,7 +55,6 @@ def chunk_outer_kernel(
     phase_ptr += own * S
     k_ptr += (batch * T + start) * (R * G * N)
     group = head // (H // G)
-    k = turned_rows(k_ptr, k_bias_ptr, phase_ptr, row, rank, group, head, inside, pair, dtype, S, N, G, R, M, HALF)
     x_ptr += batch * stride_b + start.to(tl.int64) * stride_t + head.to(tl.int64) * stride_h
     x = value_rows(x_ptr, expand_x_ptr, row, rank, head, inside, stride_t, 0, P, R, BLOCK_P)
     g = tl.load(g_ptr + own + row, mask=inside, other=0.0)
@@ -64,7 +62,11 @@ def chunk_outer_kernel(
     weight *= tl.load(scale_ptr + own + row, mask=inside, other=0.0)
     x = (x.to(tl.float32) * weight[:, None]).to(x.dtype)
     out_ptr += ((batch * H + head) * tl.num_programs(1) + chunk) * (N2 * P)
-    _store_outer(out_ptr, k, x, pair, N2, P, HALF, BLOCK_P, PRECISION)
+    for part in tl.static_range(PARTS):
+        k = turned_rows(
+            k_ptr, k_bias_ptr, phase_ptr, row, rank, group, head, inside, part * HALF, dtype, S, N, G, R, M, HALF
+        )
+        _store_outer(out_ptr, k, x, part * HALF, N2, P, HALF, BLOCK_P, PRECISION)
 
 
 @triton.jit
@@ -82,8 +84,7 @@ def chunk_outer_backward_kernel(
     dtype: tl.constexpr = dy_ptr.dtype.element_ty
     head = tl.program_id(0)
     chunk = tl.program_id(1)
-    batch = (tl.program_id(2) // PARTS).to(tl.int64)
-    pair = (tl.program_id(2) % PARTS) * HALF
+    batch = tl.program_id(2).to(tl.int64)
     M: tl.constexpr = STEPS * RANK
     N2: tl.constexpr = 2 * ((N + 1) // 2)
     start = chunk * STEPS
@@ -94,20 +95,22 @@ def chunk_outer_backward_kernel(
     phase_ptr += own * S
     q_ptr += first * (R * G * N)
     group = head // (H // G)
-    q = turned_rows(q_ptr, q_bias_ptr, phase_ptr, row, rank, group, head, inside, pair, dtype, S, N, G, R, M, HALF)
     if dout_ptr is not None:
         z_ptr += batch * stride_b + start.to(tl.int64) * stride_t + head.to(tl.int64) * stride_h
         dy = gradient_rows(
             dout_ptr, z_ptr, expand_z_ptr, combine_ptr, first, row, rank, head, inside, H, stride_t, P, R, BLOCK_P
         ).to(dtype)
-        if pair == 0:
-            store_dy_rows(dy_ptr, dy, first, row, rank, head, inside, H, P, R, BLOCK_P)
+        store_dy_rows(dy_ptr, dy, first, row, rank, head, inside, H, P, R, BLOCK_P)
     else:
         dy = dy_rows(dy_ptr, first, row, rank, head, inside, H, P, R, BLOCK_P)
     weight = entering_weight(tl.load(g_ptr + own + row, mask=inside, other=0.0), step, sequence_ptr, start, T)
     dy = (dy.to(tl.float32) * weight[:, None]).to(dy.dtype)
     out_ptr += ((batch * H + head) * tl.num_programs(1) + chunk) * (N2 * P)
-    _store_outer(out_ptr, q, dy, pair, N2, P, HALF, BLOCK_P, PRECISION)
+    for part in tl.static_range(PARTS):
+        q = turned_rows(
+            q_ptr, q_bias_ptr, phase_ptr, row, rank, group, head, inside, part * HALF, dtype, S, N, G, R, M, HALF
+        )
+        _store_outer(out_ptr, q, dy, part * HALF, N2, P, HALF, BLOCK_P, PRECISION)
 
 
 @triton.jit

@@ -102,32 +102,38 @@ def pair_parts(tile, M: tl.constexpr, HALF: tl.constexpr):
 
 
 @triton.jit
-def _turned(u0, u1, cos, sin, dtype: tl.constexpr, M: tl.constexpr, HALF: tl.constexpr):
-    return once(side_by_side((u0 * cos - u1 * sin).to(dtype), (u0 * sin + u1 * cos).to(dtype), M, HALF))
+def _turn(u0, u1, cos, sin):
+    return u0 * cos - u1 * sin, u0 * sin + u1 * cos
 
 
 @triton.jit
 def turned_rows(
-    matrix_ptr, bias_ptr, phase_ptr, row, rank, group, head, inside, pair, dtype: tl.constexpr,
+    matrix_ptr, bias_ptr, phase_ptr, row, rank, group, head, inside, pair: tl.constexpr, dtype: tl.constexpr,
     S: tl.constexpr, N: tl.constexpr, G: tl.constexpr, R: tl.constexpr, M: tl.constexpr, HALF: tl.constexpr,
 ):  # fmt: skip
     """`matrix_rows`, turned by the phase, [M, 2 HALF]."""
-    cos, sin = row_angles(phase_ptr, row, inside, pair, S, HALF)
     u0, u1 = matrix_rows(matrix_ptr, bias_ptr, row, rank, group, head, inside, pair, N, G, R, HALF)
-    return _turned(u0, u1, cos, sin, dtype, M, HALF)
+    if pair < S:
+        cos, sin = row_angles(phase_ptr, row, inside, pair, S, HALF)
+        u0, u1 = _turn(u0, u1, cos, sin)
+    return once(side_by_side(u0.to(dtype), u1.to(dtype), M, HALF))
 
 
 @triton.jit
 def turned_both(
-    q_ptr, k_ptr, q_bias_ptr, k_bias_ptr, phase_ptr, row, rank, group, head, inside, pair, dtype: tl.constexpr,
+    q_ptr, k_ptr, q_bias_ptr, k_bias_ptr, phase_ptr, row, rank, group, head, inside, pair: tl.constexpr,
+    dtype: tl.constexpr,
     S: tl.constexpr, N: tl.constexpr, G: tl.constexpr, R: tl.constexpr, M: tl.constexpr, HALF: tl.constexpr,
 ):  # fmt: skip
     """`turned_rows` of q and of k, with the same sines. All loads come first, so that they wait for memory together."""
     k0, k1 = matrix_rows(k_ptr, k_bias_ptr, row, rank, group, head, inside, pair, N, G, R, HALF)
     q0, q1 = matrix_rows(q_ptr, q_bias_ptr, row, rank, group, head, inside, pair, N, G, R, HALF)
-    cos, sin = row_angles(phase_ptr, row, inside, pair, S, HALF)
-    k = _turned(k0, k1, cos, sin, dtype, M, HALF)
-    return _turned(q0, q1, cos, sin, dtype, M, HALF), k
+    if pair < S:
+        cos, sin = row_angles(phase_ptr, row, inside, pair, S, HALF)
+        k0, k1 = _turn(k0, k1, cos, sin)
+        q0, q1 = _turn(q0, q1, cos, sin)
+    k = once(side_by_side(k0.to(dtype), k1.to(dtype), M, HALF))
+    return once(side_by_side(q0.to(dtype), q1.to(dtype), M, HALF)), k
 
 
 @triton.jit
@@ -146,13 +152,15 @@ def once(x):
 
 
 @triton.jit
-def rank_vectors(vector_ptr, rank, head, inside, P: tl.constexpr, R: tl.constexpr, BLOCK_P: tl.constexpr):
-    """The vector of each row's rank [H, R, P], [M, BLOCK_P]."""
-    column = tl.arange(0, BLOCK_P)
-    mask = inside[:, None]
-    if BLOCK_P != P:
-        mask = mask & (column < P)[None, :]
-    return tl.load(vector_ptr + ((head * R + rank) * P)[:, None] + column[None, :], mask=mask, other=0.0)
+def rank_vectors(vector_ptr, rank, head, P: tl.constexpr, R: tl.constexpr, BLOCK_P: tl.constexpr):
+    """The vector of each row's rank [H, R, P], [M, BLOCK_P]: read once for each rank, not for each row."""
+    RANK: tl.constexpr = triton.next_power_of_2(R)
+    STEPS: tl.constexpr = rank.shape[0] // RANK
+    r = tl.arange(0, RANK)
+    p = tl.arange(0, BLOCK_P)
+    at = vector_ptr + ((head * R + r) * P)[:, None] + p[None, :]
+    vectors = tl.load(at, mask=(r < R)[:, None] & (p < P)[None, :], other=0.0)
+    return tl.reshape(tl.broadcast_to(vectors[None, :, :], (STEPS, RANK, BLOCK_P)), (STEPS * RANK, BLOCK_P))
 
 
 @triton.jit
@@ -170,7 +178,7 @@ def value_rows(
         mask = mask & (column < P)[None, :]
     x = tl.load(x_ptr + (row * stride_t + rank * stride_r)[:, None] + column[None, :], mask=mask, other=0.0)
     if expand_ptr is not None:
-        x = (x.to(tl.float32) * rank_vectors(expand_ptr, rank, head, inside, P, R, BLOCK_P)).to(x.dtype)
+        x = (x.to(tl.float32) * rank_vectors(expand_ptr, rank, head, P, R, BLOCK_P)).to(x.dtype)
     return x
 
 

@@ -12,7 +12,7 @@ from sigma_kernels.scan.triton_call import shape_class
 from sigma_kernels.scan.triton_launch import padded_rank, tiles_of
 from sigma_kernels.tuning import Tunable
 
-LAUNCHES = [[4, None], [4, 168], [4, 128], [8, None], [8, 128], [8, 168], [2, None]]
+LAUNCHES = [[4, None], [4, 200], [4, 168], [4, 128], [4, 96], [8, None], [8, 128], [2, None]]
 SMALL_LAUNCHES = [[1, None], [2, None], [4, None], [8, None]]
 
 

@@ -21,7 +21,7 @@ SHAPES = [
     pytest.param(Shape(B=1, T=40, H=2, P=16, N=34, S=17, G=1, R=4, y_norm=True), id="rank-4-three-chunks"),
     pytest.param(Shape(B=1, T=70, H=2, P=5, N=6, S=2, G=1, R=3), id="rank-3-padded-rows"),
     pytest.param(Shape(B=1, T=20, H=2, P=4, N=7, S=0, G=2), id="no-rotation-odd-state"),
-    pytest.param(Shape(B=1, T=66, H=1, P=8, N=256, S=40, G=1), id="channels-in-two-parts"),
+    pytest.param(Shape(B=1, T=66, H=1, P=8, N=256, S=40, G=1), id="four-parts-of-which-two-turn"),
     pytest.param(Shape(B=1, T=20, H=1, P=4, N=129, S=0, G=1), id="odd-state-wider-than-a-tile"),
 ]
 PACKED = [0, 5, 6, 70, 90]
