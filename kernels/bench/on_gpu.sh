@@ -3,6 +3,7 @@
 #     bash kernels/bench/on_gpu.sh tests bench-rms_norm
 #     BENCH_ARGS='--shape T4096 --provider sigma' bash kernels/bench/on_gpu.sh bench-scan
 #     ACCURACY_ARGS='--provider sigma' bash kernels/bench/on_gpu.sh accuracy
+#     TUNE_ARGS='--only siso --minutes 5' bash kernels/bench/on_gpu.sh tune
 #     bash kernels/bench/on_gpu.sh executable    (alone: it takes ten minutes, and needs .wheels/, see packaging/trial.py)
 # Wheels in .whl/ and .peers/ are unpacked beside what python3 has; .peers/ also holds the libraries to compare with
 # (peers.py). What others' kernels tuned is kept: autotune.tar.gz in .peers/ is read, and written with OUT set.
@@ -36,8 +37,9 @@ for set in "$@"; do
     tests) python3 kernels/bench/gpu_tests.py ;;
     bench-*) python3 kernels/bench/run.py --op "${set#bench-}" ${BENCH_ARGS:-} ;;
     accuracy) python3 kernels/bench/scan_accuracy.py ${ACCURACY_ARGS:-} ;;
+    tune) python3 kernels/bench/tune.py --table "${OUT:-.}/tuned.json" ${TUNE_ARGS:-} ;;
     executable) python3 packaging/trial.py ;;
-    *) echo "unknown set $set; known: tests, bench-<op>, accuracy, executable" >&2 && false ;;
+    *) echo "unknown set $set; known: tests, bench-<op>, accuracy, tune, executable" >&2 && false ;;
     esac || failed=1
 done
 
