@@ -222,10 +222,26 @@ def test_taking_a_step_back_gives_the_weights_before_it_and_leaves_no_trace() ->
     assert all(torch.equal(p, after[name]) for name, p in problem.parameters.items())
 
 
-def train_one(problem: Student, optimizers: OptimizerSet, step: int, skip: bool = False) -> None:
+def train_one(
+    problem: Student, optimizers: OptimizerSet, step: int, skip: bool = False, clip: float | None = None
+) -> None:
     problem.loss(problem.batch(step)).backward()
-    optimizers.step(torch.ones(()) if skip else GO)
+    if clip is not None:
+        for p in problem.parameters.values():
+            assert p.grad is not None
+            p.grad *= clip
+    optimizers.step(torch.ones(()) if skip else GO, None if clip is None else torch.tensor(clip))
     optimizers.zero_grad()
+
+
+def train_to_a_probe(
+    problem: Student, optimizers: OptimizerSet, first: int, last: int, skipped: int = 0, clip: float | None = None
+) -> None:
+    """Steps of which the last one measures, with a bend of 1 for every block."""
+    for step in range(first, last + 1):
+        if step == last:
+            allocation(optimizers).note_bends(torch.ones(6))
+        train_one(problem, optimizers, step, skip=step == skipped, clip=clip)
 
 
 def test_slopes_are_those_of_the_loss_however_much_the_gradient_was_clipped() -> None:
@@ -233,17 +249,8 @@ def test_slopes_are_those_of_the_loss_however_much_the_gradient_was_clipped() ->
     for clip in (1.0, 0.25):
         problem = Student()
         optimizers = optimizers_for(problem, **CREDIT, lr=LR)
-        c3o = allocation(optimizers)
-        for step in range(1, 6):
-            if step == 5:
-                c3o.note_bends(torch.ones(6))
-            problem.loss(problem.batch(step)).backward()
-            for p in problem.parameters.values():
-                assert p.grad is not None
-                p.grad *= clip
-            optimizers.step(GO, torch.tensor(clip))
-            optimizers.zero_grad()
-        found.append(c3o.credit.slope)
+        train_to_a_probe(problem, optimizers, 1, 5, clip=clip)
+        found.append(allocation(optimizers).credit.slope)
     assert torch.allclose(found[0], found[1], rtol=2e-2, atol=1e-4)
 
 
@@ -263,15 +270,9 @@ def test_a_probe_with_a_skipped_step_is_dropped(skipped: int) -> None:
     problem = Student()
     optimizers = optimizers_for(problem, **CREDIT, lr=LR)
     c3o = allocation(optimizers)
-    for step in range(1, 6):
-        if step == 5:
-            c3o.note_bends(torch.ones(6))
-        train_one(problem, optimizers, step, skip=step == skipped)
+    train_to_a_probe(problem, optimizers, 1, 5, skipped=skipped)
     assert float(c3o.credit.mass) == 0
-    for step in range(6, 10):
-        if step == 9:
-            c3o.note_bends(torch.ones(6))
-        train_one(problem, optimizers, step)
+    train_to_a_probe(problem, optimizers, 6, 9)
     assert float(c3o.credit.mass) > 0
 
 
