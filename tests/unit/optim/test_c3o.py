@@ -10,6 +10,7 @@ from torch.nn import Parameter
 from sigma.features.c3o_credit import C3OCredit
 from sigma.optim.build import OptimizerSet
 from sigma.optim.c3o import C3O
+from sigma.optim.c3o_audit import AuditLog
 from sigma.train.feature import StepState
 from tests.unit.optim.planted import GO, RandomShares, Student, credit_of, optimizers_for, train
 
@@ -185,10 +186,29 @@ def test_audits_that_fail_switch_credit_off() -> None:
     feature = credit_of(problem, optimizers, 8)
     train(problem, optimizers, 152, feature)
     assert allocation(optimizers).active
-    feature.audits.correlations = [-0.5] * 20
+    feature.audits.correlations = [-0.5] * 7  # one less than a verdict takes
     feature.on_batch(state_of(problem, 153))
     assert feature.audits.verdict == "inactive"
     assert not allocation(optimizers).active
+
+
+def test_an_inactive_credit_is_measured_in_one_audit_interval_of_four_and_can_come_back() -> None:
+    problem, kept, passes = Student(), set(), []
+    optimizers = optimizers_for(problem, **CREDIT, **MISTUNED)
+    feature, c3o = credit_of(problem, optimizers, 8), allocation(optimizers)
+    train(problem, optimizers, 144, feature)
+    feature.audits = AuditLog([-2.0] * 19)  # no correlation brings the mean back
+    for name in ("_loss", "_slopes"):
+        plain = getattr(feature, name)
+        setattr(feature, name, lambda s, plain=plain: passes.append(s.step) or plain(s))
+    train(problem, optimizers, 225, feature, first=145, decay=0.0, each=lambda _: kept.add(c3o.probed_at()))
+    assert kept == {144, 156, 160, 188, 192, 220, 224}
+    assert set(passes) == {157, 161, 189, 193, 221, 225}
+    assert feature.audits.total == 3, "the audits of 161, 193 and 225"
+    assert not c3o.active
+    feature.audits.correlations = [1.0] * 19
+    train(problem, optimizers, 233, feature, first=226, decay=0.0)
+    assert c3o.active
 
 
 def test_the_guard_halves_all_steps_after_two_rises_in_a_row_and_lets_go() -> None:
