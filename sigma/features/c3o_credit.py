@@ -3,6 +3,7 @@
 A probe reads the slopes of all blocks on a batch that their last step has not seen, with and without that step.
 An audit takes the last step of a few blocks back, one block at a time, and reads what that costs on a batch that the
 step has not seen: a true counterfactual. Credit had said what it would cost.
+While the verdict is `inactive` both happen in one audit interval of `REST` only, so that being wrong costs little.
 """
 
 from __future__ import annotations
@@ -18,14 +19,16 @@ from sigma.optim.c3o_audit import AuditLog
 from sigma.train.feature import Context, Feature, StepState, Work
 
 GUARD_INTERVAL = 64
+REST = 4
+"""Audit intervals, of which an inactive credit is measured in the last."""
 VERDICTS = {"undecided": 0.0, "active": 1.0, "inactive": -1.0}
 
 
 class C3OCredit(Feature):
     """`calls` are optimizer steps under credit; a step is `effective` when the shares differed from the base's.
 
-    Credit that audits itself inactive works on (it measures) and changes nothing; the column `verdict` says so.
-    `rows` are those of a forward pass; a probe takes a quarter of them.
+    Credit that audits itself inactive works on (it measures, more seldom) and changes nothing; the column `verdict`
+    says so. `rows` are those of a forward pass; a probe takes a quarter of them.
     """
 
     name = "c3o_credit"
@@ -42,11 +45,17 @@ class C3OCredit(Feature):
 
     def on_batch(self, s: StepState) -> None:
         """Probe and audit the step before this one on this batch; remember its loss where the guard is due."""
-        if self.c3o.measures(s.step):
-            self._probe(s)
-        if (s.step - 1) % self._interval == 0 and s.step > self.c3o.interval:
-            self._audit(s)
+        if self._awake(s.step - 1):  # the step that is measured
+            if self.c3o.measures(s.step):
+                self._probe(s)
+            if (s.step - 1) % self._interval == 0 and s.step > self.c3o.interval:
+                self._audit(s)
+        self.c3o.awake = self._awake(s.step)
         self._before = self._loss(s) if self.c3o.active and s.step % GUARD_INTERVAL == 0 else None
+
+    def _awake(self, step: int) -> bool:
+        resting = self.audits.verdict == "inactive"
+        return not resting or (step - 1) // self._interval % REST == REST - 1
 
     def _probe(self, s: StepState) -> None:
         after = self._slopes(s)

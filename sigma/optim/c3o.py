@@ -38,7 +38,7 @@ class Block:
 
 
 class C3O:
-    """The allocation of a `MatrixOptimizer`. `active` is set by whoever audits it; it starts as False."""
+    """The allocation of a `MatrixOptimizer`. Its auditor sets `active` (credit acts) and `awake` (steps are kept)."""
 
     def __init__(self, c3o: C3OSection) -> None:
         self.interval = c3o.c3o_probe_interval
@@ -49,7 +49,7 @@ class C3O:
             scale_max=c3o.c3o_block_scale_max,
             trust_radius=c3o.c3o_trust_radius,
         )
-        self.active = False
+        self.active, self.awake = False, True
         self.batches: list[BlockBatch] = []
         self.starts: list[int] = []
         self.blocks = 0
@@ -89,7 +89,7 @@ class C3O:
         if number == 0:
             self._begin(step)
         shares = self.credit.scale()[own] * self.guard if self.active else None
-        if step.number % self.interval == 0:
+        if step.number % self.interval == 0 and self.awake:
             self._keep(batch, update, shares, step)
         elif self._bends is not None:
             self._measure(batch, number, step)

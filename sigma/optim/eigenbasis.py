@@ -24,13 +24,11 @@ def follow_basis(matrix_KNN: Tensor, basis_KNN: Tensor) -> Tensor:
     return torch.linalg.qr(torch.baddbmm(_RELATIVE_SHIFT * basis_KNN, relative, basis_KNN)).Q
 
 
-def to_basis(x_MN: Tensor, left_MM: Tensor | None, right_NN: Tensor | None) -> Tensor:
-    """Coordinates `left^T x right` of `[..., m, n]`; None is the identity."""
-    x_MN = x_MN if left_MM is None else left_MM.mT @ x_MN
-    return x_MN if right_NN is None else x_MN @ right_NN
+def to_basis(x_MN: Tensor, left_MM: Tensor, right_NN: Tensor) -> Tensor:
+    """Coordinates `left^T x right` of `[..., m, n]`."""
+    return left_MM.mT @ x_MN @ right_NN
 
 
-def from_basis(z_MN: Tensor, left_MM: Tensor | None, right_NN: Tensor | None) -> Tensor:
+def from_basis(z_MN: Tensor, left_MM: Tensor, right_NN: Tensor) -> Tensor:
     """The inverse of `to_basis`: `left z right^T`."""
-    z_MN = z_MN if left_MM is None else left_MM @ z_MN
-    return z_MN if right_NN is None else z_MN @ right_NN.mT
+    return left_MM @ z_MN @ right_NN.mT

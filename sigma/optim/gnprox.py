@@ -21,24 +21,22 @@ from sigma.optim.damping import Damping
 from sigma.optim.gnprox_math import clip_singular_values, damped_step, noise_exponent, quadratic_term
 from sigma.optim.gnprox_statistics import INPUT_BASIS, OUTPUT_BASIS, CurvatureStatistics
 from sigma.optim.matrix import MOMENTUM, MOMENTUM_SCALE, UPDATE_RMS, Step, Update, rms_factor
-from sigma.optim.orthogonal import Orthogonaliser
+from sigma.optim.muon import Muon
 from sigma_kernels.matrix_step.codes import decode_int8
-from sigma_kernels.matrix_step.reference import Form
 
 OVERLAP, ENERGY = "gn_overlap", "gn_energy"
 NOISE_BETA = 0.95
 _TINY = 1e-30
 
 
-class GNProx:
+class GNProx(Muon):
     """The direction of GNProx. Until curvature has been measured it is Muon's: H is constant."""
 
     dtype = torch.float32
     prox = True
 
     def __init__(self, optim: OptimSection, curvature: CurvatureSection) -> None:
-        self.form: Form = "nesterov" if optim.muon_nesterov else "average"
-        self.orthogonal = Orthogonaliser(optim)
+        super().__init__(optim)
         self.statistics = CurvatureStatistics(curvature.gn_beta2)
         self.damping = Damping(curvature.gn_damping, curvature.gn_damping_min, curvature.gn_damping_max)
         self._mode, self._exponent, self._momentum = curvature.gn_mode, curvature.gn_exponent, optim.muon_momentum
@@ -49,7 +47,7 @@ class GNProx:
 
     def prepare(self, batch: BlockBatch) -> None:
         """Statistics, and what the noise of the gradients is estimated from."""
-        self.orthogonal.prepare(batch)
+        super().prepare(batch)
         self.statistics.prepare(batch)
         for slot in (OVERLAP, ENERGY):
             batch.new_state(slot, (), torch.float32)
@@ -72,7 +70,7 @@ class GNProx:
 
     def _inside(self, batch: BlockBatch, newton_KMN: Tensor, step: Step) -> Update:
         if self._mode == "polar":
-            return self.orthogonal(batch, newton_KMN, step)
+            return super().__call__(batch, newton_KMN, step)
         if self._mode == "newton":
             norm = torch.linalg.vector_norm(newton_KMN, dim=(1, 2), keepdim=True).clamp(min=_TINY)
             return Update(newton_KMN, UPDATE_RMS * math.sqrt(batch.rows * batch.columns), 1 / norm)
@@ -117,7 +115,7 @@ class GNProx:
         found = {"gnprox_damping": self.damping.value, "gnprox_reduction_ratio": self.damping.ratio}
         if self._powers:
             found["gnprox_exponent"] = torch.cat([p.flatten() for p in self._powers.values()]).mean()
-        return self.orthogonal.metrics() | found
+        return super().metrics() | found
 
 
 def _bases(batch: BlockBatch) -> tuple[Tensor, Tensor]:

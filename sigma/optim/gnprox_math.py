@@ -1,4 +1,4 @@
-"""The mathematics of GNProx for stacks of matrices `[..., m, n]`: damped Gauss-Newton step, ball, proximal decay.
+"""The mathematics of GNProx for stacks of matrices `[..., m, n]`: damped Gauss-Newton step and ball.
 
 For a matrix W with input x and output gradient d (labels drawn from the model), the Gauss-Newton matrix of the loss is
 about A (x) B with A = E[x x^T], B = E[d d^T] (K-FAC, arXiv:1503.05671). In the eigenbases Q_a, Q_b of both it is nearly
@@ -26,7 +26,7 @@ def noise_exponent(overlap: Tensor, energy: Tensor) -> Tensor:
 
 
 def damped_step(
-    update_MN: Tensor, curvature_MN: Tensor, left_MM: Tensor | None, right_NN: Tensor, damping: Tensor, power: Tensor
+    update_MN: Tensor, curvature_MN: Tensor, left_MM: Tensor, right_NN: Tensor, damping: Tensor, power: Tensor
 ) -> Tensor:
     """Q_b Z Q_a^T with Z = (Q_b^T U Q_a) / (mean(H) (H / mean(H) + damping)^power).
 
@@ -38,7 +38,7 @@ def damped_step(
     return from_basis(z_MN, left_MM, right_NN)
 
 
-def quadratic_term(step_MN: Tensor, curvature_MN: Tensor, left_MM: Tensor | None, right_NN: Tensor) -> Tensor:
+def quadratic_term(step_MN: Tensor, curvature_MN: Tensor, left_MM: Tensor, right_NN: Tensor) -> Tensor:
     """D^T G D, read off in the eigenbasis: sum of H (Q_b^T D Q_a)^2, one scalar per matrix."""
     return (curvature_MN * to_basis(step_MN, left_MM, right_NN).square()).sum((-2, -1))
 
@@ -69,11 +69,3 @@ def clip_singular_values(x_MN: Tensor) -> Tensor:
     identity = torch.eye(x_MN.size(-1), dtype=x_MN.dtype, device=x_MN.device)
     above = symmetric - identity
     return polar @ (symmetric + identity - above @ sign_of_singular_values(above)) / 2
-
-
-def proximal_decay(moved: Tensor, before: Tensor, decay: float) -> Tensor:
-    """The minimum of |W - moved|^2 / 2 + (decay / 2) |W|^2, in closed form: moved / (1 + decay).
-
-    Only where the step moves towards zero (cautious, arXiv:2510.12402): there the decay agrees with the gradient.
-    """
-    return torch.where((before - moved) * before >= 0, moved / (1 + decay), moved)

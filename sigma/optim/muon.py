@@ -17,7 +17,7 @@ from sigma_kernels.matrix_step.reference import Form
 
 
 class Muon:
-    """The direction of Muon; NorMuon and AdaMuon normalise its result further."""
+    """The direction of Muon. NorMuon and AdaMuon normalise its result, SoapMuon and GNProx change its input."""
 
     dtype = torch.bfloat16
     prox = False

@@ -18,8 +18,7 @@ from sigma.config.optim import OptimSection
 from sigma.optim.blocks import BlockBatch
 from sigma.optim.eigenbasis import follow_basis, from_basis, to_basis
 from sigma.optim.matrix import Step, Update
-from sigma.optim.orthogonal import Orthogonaliser
-from sigma_kernels.matrix_step.reference import Form
+from sigma.optim.muon import Muon
 
 COVARIANCES = (("soap_left", "soap_left_basis"), ("soap_right", "soap_right_basis"))
 POWER = "soap_power"
@@ -28,20 +27,18 @@ RELATIVE_EPS = 1e-3
 _TINY = 1e-30
 
 
-class SoapMuon:
+class SoapMuon(Muon):
     """The direction of SOAP-Muon. The bases follow in each of the first steps, then every `--soap-interval`."""
 
     dtype = torch.float32
-    prox = False
 
     def __init__(self, optim: OptimSection, curvature: CurvatureSection) -> None:
-        self.form: Form = "nesterov" if optim.muon_nesterov else "average"
-        self.orthogonal = Orthogonaliser(optim)
+        super().__init__(optim)
         self._beta, self._interval = curvature.soap_beta, curvature.soap_interval
 
     def prepare(self, batch: BlockBatch) -> None:
         """Two covariances, two bases (the identity at first), and the power of every element."""
-        self.orthogonal.prepare(batch)
+        super().prepare(batch)
         for (covariance, basis), size in zip(COVARIANCES, (batch.rows, batch.columns), strict=True):
             batch.new_state(covariance, (size, size), torch.float32)
             batch.new_state(basis, (size, size), torch.float32).diagonal(dim1=1, dim2=2).fill_(1)
@@ -57,7 +54,7 @@ class SoapMuon:
         root = batch.state[POWER].sqrt()
         eps = RELATIVE_EPS * batch.state[POWER].mean((1, 2), keepdim=True).sqrt() + _TINY
         whitened = from_basis(to_basis(averaged_KMN, left, right) / (root + eps), left, right)
-        return self.orthogonal(batch, whitened, step)
+        return super().__call__(batch, whitened, step)
 
     def _bases(self, batch: BlockBatch, gradients_KMN: Tensor, step: Step) -> list[Tensor]:
         refresh = step.number <= self._interval or step.number % self._interval == 0
@@ -68,7 +65,3 @@ class SoapMuon:
             if refresh:
                 step.store_active(batch.state[basis], follow_basis(average, batch.state[basis]))
         return [batch.state[basis] for _, basis in COVARIANCES]
-
-    def metrics(self) -> dict[str, Tensor | float]:
-        """How many matrices were orthogonalised how."""
-        return self.orthogonal.metrics()

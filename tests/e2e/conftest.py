@@ -1,4 +1,4 @@
-"""The whole program in processes that can be killed.
+"""The whole program in processes that can be killed, and its trainer in this one.
 
 Importing torch takes seconds, so one process imports everything once and forks a child for every start (POSIX). The
 child runs `sigma_app.__main__.main` as the command line does. `train_real` starts a fresh interpreter instead.
@@ -213,3 +213,35 @@ def _no_child_outlives_its_test(request):
     yield
     if "program" in request.fixturenames:
         request.getfixturevalue("program").end_child()
+
+
+@pytest.fixture
+def in_this_process(monkeypatch):
+    """Training here instead of in a child: validated on little text; torch's settings and the counters are put back."""
+    import torch  # not above: most tests here start a process and need none of it
+
+    import sigma.build
+    from sigma_kernels import counters
+    from tests.e2e.tiny_trainer import ShortValidation
+
+    monkeypatch.setattr(sigma.build, "Validation", ShortValidation)
+    before = torch.are_deterministic_algorithms_enabled()
+    yield
+    torch.use_deterministic_algorithms(before)
+    counters.load({})
+
+
+@pytest.fixture
+def make(tmp_path, in_this_process):
+    """Build a tiny trainer in a folder of this name; keyword arguments are flags of any section."""
+    from tests.e2e.tiny_trainer import build
+
+    built = []
+
+    def make_one(folder="run", stop=None, **flags):
+        built.append(build(tmp_path / folder, stop, **flags))
+        return built[-1]
+
+    yield make_one
+    for trainer in built:
+        trainer.close()

@@ -1,20 +1,14 @@
 """A run with a tokenizer of one's own: it keeps a copy, continues with it, and refuses another one."""
 
-from dataclasses import replace
-
 import pytest
-import torch
 
-import sigma.build
 from sigma.build import build_trainer
 from sigma.config.parse import parse
 from sigma.config.presets import resolve_parsed
 from sigma.config.resolved import continue_run
 from sigma.data.tokenizer import load_tokenizer, train_bpe
-from sigma.data.validation import Validation
 from sigma.train.verify_checkpoint import IncompatibleCheckpointError
 from sigma_app.generate import complete
-from sigma_kernels import counters
 
 TEXTS = ["the cat sat on the mat and the dog sat on the log", "other words, quite other ones, are there"]
 SIZES = (
@@ -25,27 +19,16 @@ SIZES = (
 )
 
 
-class ShortValidation(Validation):
-    """The beginnings of two held-out passages instead of a megabyte."""
-
-    def documents(self, kind="natural"):
-        return [replace(record, text=record.text[:200]) for record in super().documents(kind)[:2]]
-
-
 @pytest.fixture
-def train(tmp_path, monkeypatch):
+def train(tmp_path, in_this_process):
     """Start the run with more flags, as the command line does, up to its end."""
-    monkeypatch.setattr(sigma.build, "Validation", ShortValidation)
-    before = torch.are_deterministic_algorithms_enabled()
 
     def start(*flags):
         parsed = resolve_parsed(continue_run(parse([*SIZES.split(), *flags], cwd=tmp_path)), None)
         build_trainer(parsed.config, parsed.origins).run()
         return parsed.config
 
-    yield start
-    torch.use_deterministic_algorithms(before)
-    counters.load({})
+    return start
 
 
 def test_a_run_keeps_its_tokenizer_continues_with_it_and_refuses_another(tmp_path, train):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,11 +9,10 @@ import torch
 
 from sigma.optim.build import OptimizerSet
 from sigma_kernels import counters, dispatch
-from sigma_kernels.matrix_step.codes import decode_residual
 from sigma_kernels.matrix_step.op import momentum_step, weight_step
 from sigma_kernels.orthogonalise.op import orthogonalise
 from sigma_kernels.orthogonalise.reference import Products, TorchProducts, direct_form, normalised, polynomials
-from tests.kernels.matrix_step_cases import Batch, make_batch, scales
+from tests.kernels.matrix_step_cases import both, close, make_batch, masters, scales
 from tests.kernels.orthogonalise_cases import polar, random_batch, relative, with_spectrum
 from tests.kernels.tolerance import assert_close
 from tests.unit.optim.conftest import make_set, same, step, values
@@ -115,29 +113,6 @@ def test_two_orthogonalisations_have_the_same_bits():
 # ---- momentum and weights ------------------------------------------------------------------------------
 
 
-def both(make: Callable[[], Batch], run: Callable[[Batch], Any]) -> list[tuple[Batch, Any]]:
-    """The batch and the result by the kernels, and by the reference."""
-    found = []
-    for backend in ("triton", "reference"):
-        dispatch.set_backend(backend)
-        try:
-            batch = make()
-            found.append((batch, run(batch)))
-        finally:
-            dispatch.set_backend("auto")
-    return found
-
-
-def close(got: torch.Tensor, want: torch.Tensor) -> None:
-    assert got.dtype == want.dtype
-    if got.dtype == torch.int8:
-        assert (got.int() - want.int()).abs().max() <= 1
-        assert (got != want).float().mean() < 0.01
-    else:
-        rtol = 1e-5 if got.dtype == torch.float32 else 2.0**-7
-        torch.testing.assert_close(got, want, rtol=rtol, atol=1e-6)
-
-
 @pytest.mark.parametrize("momentum", ["fp32", "bf16", "int8"])
 @pytest.mark.parametrize("form", ["nesterov", "average", "sign"])
 @pytest.mark.parametrize("shape", [(12, 10), (1, 1), (33, 35), (512, 768)], ids=str)
@@ -171,15 +146,6 @@ def test_weights_equal_the_reference(shape, residual, kind, decay):
     )  # of the residual, at the lower end of an octave: both may round to its two sides
     for a, b in zip(masters(got), masters(want), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5 + step, atol=1e-6)
-
-
-def masters(batch: Batch) -> list[torch.Tensor]:
-    """The weights in fp32, with their residual."""
-    if batch.residual is None:
-        return batch.weights
-    rows = batch.blocks.rows
-    coarse = torch.cat([w if w.ndim == 3 else w[None, -rows:] for w in batch.weights])
-    return [decode_residual(coarse, batch.residual)]
 
 
 def test_gradients_that_move_are_found_and_the_kernels_ran():

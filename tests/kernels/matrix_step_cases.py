@@ -1,14 +1,17 @@
-"""What the tests of momentum and weight steps share: parameters that hold the blocks of a batch, and their inputs."""
+"""What the tests of momentum and weight steps share: batches of blocks, and how kernels and reference are compared."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from sigma_kernels import dispatch
 from sigma_kernels.matrix_step.blocks import BlockList
-from sigma_kernels.matrix_step.codes import encode_int8, encode_residual
+from sigma_kernels.matrix_step.codes import decode_residual, encode_int8, encode_residual
 
 
 @dataclass
@@ -69,3 +72,36 @@ def scales(batch: Batch, kind: str | None) -> Tensor | None:
     _, rows, columns = batch.direction.shape
     shape = {None: None, "matrix": (5, 1, 1), "row": (5, rows, 1), "column": (5, 1, columns)}[kind]
     return None if shape is None else draw(*shape, seed=40).to(batch.direction.device)
+
+
+def both(make: Callable[[], Batch], run: Callable[[Batch], Any]) -> list[tuple[Batch, Any]]:
+    """A new batch and what `run` returns for it: by the kernels, and by the reference."""
+    found, before = [], dispatch.backend()
+    try:
+        for backend in ("triton", "reference"):
+            dispatch.set_backend(backend)
+            batch = make()
+            found.append((batch, run(batch)))
+    finally:
+        dispatch.set_backend(before)
+    return found
+
+
+def close(got: Tensor, want: Tensor) -> None:
+    """Of one type, and equal up to the rounding of that type; int8 codes may seldom differ by one."""
+    assert got.dtype == want.dtype
+    if got.dtype == torch.int8:
+        assert (got.int() - want.int()).abs().max() <= 1
+        assert (got != want).float().mean() < 0.01
+    else:
+        rtol = 1e-5 if got.dtype == torch.float32 else 2.0**-7
+        torch.testing.assert_close(got, want, rtol=rtol, atol=1e-6)
+
+
+def masters(batch: Batch) -> list[Tensor]:
+    """The weights in fp32, with their residual."""
+    if batch.residual is None:
+        return batch.weights
+    rows = batch.blocks.rows
+    coarse = torch.cat([w if w.ndim == 3 else w[None, -rows:] for w in batch.weights])
+    return [decode_residual(coarse, batch.residual)]

@@ -137,6 +137,17 @@ def test_prox_is_the_minimiser_of_its_penalty():
     torch.testing.assert_close(slope, torch.zeros_like(slope), rtol=0, atol=1e-5)
 
 
+def test_cautious_prox_shrinks_what_the_update_shrinks_and_only_that():
+    batch = make_batch()
+    before, update = batch.weights[0].clone(), batch.direction[0].float()
+    rate, decay = torch.full((5,), 0.1), torch.full((5,), 0.8)
+    active = torch.ones(5, dtype=torch.int32)
+    weight_step(batch.blocks, batch.weights, batch.direction, rate, decay, active_K=active, decay="cautious_prox")
+    moved, towards_zero = before - 0.1 * update, update * before >= 0
+    torch.testing.assert_close(batch.weights[0], torch.where(towards_zero, 0.8 * moved, moved))
+    assert 0 < towards_zero.float().mean() < 1
+
+
 def test_inactive_blocks_and_rows_of_other_parts_stay():
     batch, before = make_batch(), make_batch()
     active = torch.tensor([0, 1, 0, 1, 1], dtype=torch.int32)

@@ -108,11 +108,12 @@ def train(
     steps: int,
     feature: C3OCredit | None = None,
     *,
+    first: int = 1,
     decay: float = 0.4,
     each: Callable[[int], None] = lambda step: None,
 ) -> None:
-    """`steps` steps on fresh batches, with a decay to zero over the last share of them."""
-    for step in range(1, steps + 1):
+    """Steps `first` to `steps` on fresh batches, with a decay to zero over the last share of all of them."""
+    for step in range(first, steps + 1):
         s = StepState(step, problem.batch(step))
         if feature is not None:
             feature.on_batch(s)

@@ -10,6 +10,7 @@ from torch.nn import Parameter
 from sigma.features.c3o_credit import C3OCredit
 from sigma.optim.build import OptimizerSet
 from sigma.optim.c3o import C3O
+from sigma.optim.c3o_audit import AuditLog
 from sigma.train.feature import StepState
 from tests.unit.optim.planted import GO, RandomShares, Student, credit_of, optimizers_for, train
 
@@ -185,10 +186,29 @@ def test_audits_that_fail_switch_credit_off() -> None:
     feature = credit_of(problem, optimizers, 8)
     train(problem, optimizers, 152, feature)
     assert allocation(optimizers).active
-    feature.audits.correlations = [-0.5] * 20
+    feature.audits.correlations = [-0.5] * 7  # one less than a verdict takes
     feature.on_batch(state_of(problem, 153))
     assert feature.audits.verdict == "inactive"
     assert not allocation(optimizers).active
+
+
+def test_an_inactive_credit_is_measured_in_one_audit_interval_of_four_and_can_come_back() -> None:
+    problem, kept, passes = Student(), set(), []
+    optimizers = optimizers_for(problem, **CREDIT, **MISTUNED)
+    feature, c3o = credit_of(problem, optimizers, 8), allocation(optimizers)
+    train(problem, optimizers, 144, feature)
+    feature.audits = AuditLog([-2.0] * 19)  # no correlation brings the mean back
+    for name in ("_loss", "_slopes"):
+        plain = getattr(feature, name)
+        setattr(feature, name, lambda s, plain=plain: passes.append(s.step) or plain(s))
+    train(problem, optimizers, 225, feature, first=145, decay=0.0, each=lambda _: kept.add(c3o.probed_at()))
+    assert kept == {144, 156, 160, 188, 192, 220, 224}
+    assert set(passes) == {157, 161, 189, 193, 221, 225}
+    assert feature.audits.total == 3, "the audits of 161, 193 and 225"
+    assert not c3o.active
+    feature.audits.correlations = [1.0] * 19
+    train(problem, optimizers, 233, feature, first=226, decay=0.0)
+    assert c3o.active
 
 
 def test_the_guard_halves_all_steps_after_two_rises_in_a_row_and_lets_go() -> None:
@@ -222,10 +242,26 @@ def test_taking_a_step_back_gives_the_weights_before_it_and_leaves_no_trace() ->
     assert all(torch.equal(p, after[name]) for name, p in problem.parameters.items())
 
 
-def train_one(problem: Student, optimizers: OptimizerSet, step: int, skip: bool = False) -> None:
+def train_one(
+    problem: Student, optimizers: OptimizerSet, step: int, skip: bool = False, clip: float | None = None
+) -> None:
     problem.loss(problem.batch(step)).backward()
-    optimizers.step(torch.ones(()) if skip else GO)
+    if clip is not None:
+        for p in problem.parameters.values():
+            assert p.grad is not None
+            p.grad *= clip
+    optimizers.step(torch.ones(()) if skip else GO, None if clip is None else torch.tensor(clip))
     optimizers.zero_grad()
+
+
+def train_to_a_probe(
+    problem: Student, optimizers: OptimizerSet, first: int, last: int, skipped: int = 0, clip: float | None = None
+) -> None:
+    """Steps of which the last one measures, with a bend of 1 for every block."""
+    for step in range(first, last + 1):
+        if step == last:
+            allocation(optimizers).note_bends(torch.ones(6))
+        train_one(problem, optimizers, step, skip=step == skipped, clip=clip)
 
 
 def test_slopes_are_those_of_the_loss_however_much_the_gradient_was_clipped() -> None:
@@ -233,17 +269,8 @@ def test_slopes_are_those_of_the_loss_however_much_the_gradient_was_clipped() ->
     for clip in (1.0, 0.25):
         problem = Student()
         optimizers = optimizers_for(problem, **CREDIT, lr=LR)
-        c3o = allocation(optimizers)
-        for step in range(1, 6):
-            if step == 5:
-                c3o.note_bends(torch.ones(6))
-            problem.loss(problem.batch(step)).backward()
-            for p in problem.parameters.values():
-                assert p.grad is not None
-                p.grad *= clip
-            optimizers.step(GO, torch.tensor(clip))
-            optimizers.zero_grad()
-        found.append(c3o.credit.slope)
+        train_to_a_probe(problem, optimizers, 1, 5, clip=clip)
+        found.append(allocation(optimizers).credit.slope)
     assert torch.allclose(found[0], found[1], rtol=2e-2, atol=1e-4)
 
 
@@ -263,15 +290,9 @@ def test_a_probe_with_a_skipped_step_is_dropped(skipped: int) -> None:
     problem = Student()
     optimizers = optimizers_for(problem, **CREDIT, lr=LR)
     c3o = allocation(optimizers)
-    for step in range(1, 6):
-        if step == 5:
-            c3o.note_bends(torch.ones(6))
-        train_one(problem, optimizers, step, skip=step == skipped)
+    train_to_a_probe(problem, optimizers, 1, 5, skipped=skipped)
     assert float(c3o.credit.mass) == 0
-    for step in range(6, 10):
-        if step == 9:
-            c3o.note_bends(torch.ones(6))
-        train_one(problem, optimizers, step)
+    train_to_a_probe(problem, optimizers, 6, 9)
     assert float(c3o.credit.mass) > 0
 
 
