@@ -30,7 +30,7 @@ UNUSED_MODULES = (
     "triton.backends.amd",
     "triton.profiler",
 )
-# transformers reads every file below `models` at each start, to list the classes in it: a second for 540 models of others.
+# transformers reads every file below `models` at each start, to list its classes: a second for 540 models of others.
 KEPT_MODELS = ("auto", "encoder_decoder")
 # setuptools refers to these through aliases of its own, and PyInstaller stops when one of them is excluded; the second
 # line's are libraries that setuptools brings along and that it takes from elsewhere when they are installed.

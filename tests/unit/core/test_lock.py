@@ -108,5 +108,5 @@ def test_forked_child_does_not_keep_the_lock_of_its_dead_parent(tmp_path: Path):
 
 def test_a_lock_file_that_may_not_be_written_is_a_configuration_error(tmp_path: Path) -> None:
     (tmp_path / LOCK_NAME).mkdir()
-    with pytest.raises(ConfigError, match="run.lock: Is a directory; give another folder"):
+    with pytest.raises(ConfigError, match=r"run\.lock: Is a directory; give another folder"):
         RunLock(tmp_path).acquire()
