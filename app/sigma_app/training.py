@@ -46,7 +46,7 @@ def _tell_last_run(session: Session, run_dir: Path, dead_pid: int | None) -> Non
 
 
 @contextmanager
-def _unpacking(data: DataSection) -> Iterator[None]:
+def unpacking(data: DataSection) -> Iterator[None]:
     """Inside, texts, tokenizer and the model of languages are unpacked, which takes a core but hardly the interpreter.
 
     All of them are cached; what fails here fails again, and is reported, where the result is needed.
@@ -62,7 +62,7 @@ def _unpacking(data: DataSection) -> Iterator[None]:
 
 
 def _run_locked(resolved: Parsed, session: Session, lock: RunLock) -> int:
-    with _unpacking(resolved.config.data):
+    with unpacking(resolved.config.data):
         from sigma.build import build_trainer
 
     apply_cache_folder(os.environ)
