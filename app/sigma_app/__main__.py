@@ -53,6 +53,7 @@ def run(argv: Sequence[str]) -> int:
     from sigma_app.early_stop import EarlyStop
     from sigma_app.session import Session
 
+    open_missing_streams()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a sample must not end the run on a terminal that lacks a character
     session = Session(tuple(argv))
@@ -63,6 +64,19 @@ def run(argv: Sequence[str]) -> int:
         return end(error, session)
     finally:
         session.close()
+
+
+def open_missing_streams() -> None:
+    """Where the caller has closed stdin, stdout or stderr, open nothing in their place.
+
+    Python then has no stream to print to, and the next file of ours would get the number into which libraries print.
+    """
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(number)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - open as long as the process
 
 
 def end(error: BaseException, session: Session) -> int:

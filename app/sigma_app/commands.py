@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -102,7 +103,8 @@ class ReportOptions:
 def train(argv: Sequence[str], session: Session) -> int:
     """Train, or say that the run is finished."""
     with leave_on_signal(session.stop):
-        session.say(f"SIGMA {VERSION}")
+        with suppress(OSError):  # a closed pipe or a full disk behind stdout; from the next line on the log sees to it
+            session.say(f"SIGMA {VERSION}")
         session.start_log()
         session.prepare()
         parsed = session.read_configuration(argv, create_args_file=True)

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
+from sigma.config.data import DataSection
 from sigma.config.parse import Parsed
 from sigma.core.errors import ConfigError
 from sigma.core.lock import RunLock
@@ -41,8 +45,25 @@ def _tell_last_run(session: Session, run_dir: Path, dead_pid: int | None) -> Non
         session.warn(f"the last start did not end well, and its report cannot be written: {error}")
 
 
+@contextmanager
+def unpacking(data: DataSection) -> Iterator[None]:
+    """Inside, texts, tokenizer and the model of languages are unpacked, which takes a core but hardly the interpreter.
+
+    All of them are cached; what fails here fails again, and is reported, where the result is needed.
+    """
+    from sigma.data.quality.gate import wanted_languages
+    from sigma.data.tokenizer import load_tokenizer
+
+    with ThreadPoolExecutor(2, "sigma-unpack") as pool:
+        pool.submit(load_tokenizer, data.tokenizer)
+        if data.data_backend != "bundled":
+            pool.submit(wanted_languages, data.languages)
+        yield
+
+
 def _run_locked(resolved: Parsed, session: Session, lock: RunLock) -> int:
-    from sigma.build import build_trainer
+    with unpacking(resolved.config.data):
+        from sigma.build import build_trainer
 
     apply_cache_folder(os.environ)
 

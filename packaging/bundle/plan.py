@@ -30,6 +30,8 @@ UNUSED_MODULES = (
     "triton.backends.amd",
     "triton.profiler",
 )
+# transformers reads every file below `models` at each start, to list its classes: a second for 540 models of others.
+KEPT_MODELS = ("auto", "encoder_decoder")
 # setuptools refers to these through aliases of its own, and PyInstaller stops when one of them is excluded; the second
 # line's are libraries that setuptools brings along and that it takes from elsewhere when they are installed.
 NEVER_EXCLUDED = {
@@ -57,6 +59,7 @@ _UNUSED_FILES = re.compile(
     r"|triton/backends/nvidia/lib/cupti"
     r"|triton/backends/nvidia/include/(?!cuda\.h$)"
     r"|numpy/(?:.*/)?tests/"
+    rf"|transformers/models/(?!(?:{'|'.join(KEPT_MODELS)})/)[^/]+/"
     r"|pyarrow/(?:include|src|tests)/|pyarrow/.*\.(?:pxd|pxi|pyx)$"
     r"|pyarrow/_(?:flight|s3fs|pyarrow_cpp_tests)\."  # parts that pyarrow can be without
     r"|(?:pyarrow/)?(?:lib)?arrow_(?:python_)?(?:flight|s3)\."
@@ -113,6 +116,14 @@ def foreign_modules(needed: Iterable[str]) -> list[str]:
         and module not in NEVER_EXCLUDED
         and not allowed & {canonicalize_name(name) for name in distributions}
     )
+
+
+def unused_models() -> list[str]:
+    """The models of others that transformers brings along, as module names; sorted."""
+    spec = importlib.util.find_spec("transformers")
+    folders = (Path(place) / "models" for place in (spec and spec.submodule_search_locations) or ())
+    found = (path.parent.name for folder in folders for path in folder.glob("*/__init__.py"))
+    return sorted(f"transformers.models.{name}" for name in found if name not in KEPT_MODELS)
 
 
 def is_foreign_metadata(name: str, needed: Iterable[str]) -> bool:

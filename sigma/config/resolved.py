@@ -54,11 +54,14 @@ def continue_run(parsed: Parsed) -> Parsed:
     """`parsed` over the values that its output folder was started with, if `--resume` is on and there are any.
 
     What a file or the command line says now wins, except `auto`, which was already decided and is never decided twice.
-    Raises ConfigError when the old file cannot be read.
+    Raises ConfigError when the folder or the old file cannot be read.
     """
     path = parsed.config.run.output_dir / RESOLVED_NAME
-    if not parsed.config.run.resume or not path.is_file():
-        return parsed
+    try:
+        if not parsed.config.run.resume or not path.is_file():
+            return parsed
+    except PermissionError as error:
+        raise ConfigError(f"--output-dir: {path}: {error.strerror}; give another folder") from None
     old = parse(args_file=path)
     now = {name: value for name, value in parsed.given.items() if value is not None and value != "auto"}
     origins = {name: parsed.origins[name] if name in now else where for name, where in old.origins.items()}

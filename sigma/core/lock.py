@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Any, cast
 
-from sigma.core.errors import SigmaError
+from sigma.core.errors import ConfigError, SigmaError
 
 LOCK_NAME = "run.lock"
 _LOCK_OFFSET = 1 << 30
@@ -38,11 +38,17 @@ class RunLock:
         self._fd: int | None = None
 
     def acquire(self) -> RunLock:
-        """Take the lock or raise RunLockedError naming the holder. Creates the directory."""
+        """Take the lock or raise RunLockedError naming the holder. Creates the directory.
+
+        Raises ConfigError where the file may not be written, because the folder is another's.
+        """
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if self.path in _held:
             raise RunLockedError(_held_message(self.path.parent, _this_process()))
-        fd = os.open(self.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o644)
+        try:
+            fd = os.open(self.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o644)
+        except (PermissionError, IsADirectoryError) as error:
+            raise ConfigError(f"--output-dir: {self.path}: {error.strerror}; give another folder") from None
         try:
             if not _try_lock(fd):
                 raise RunLockedError(_held_message(self.path.parent, _read_holder(fd)))

@@ -10,6 +10,9 @@ move it, so they need the explicit epoch. Counters: `bitlinear.refresh` + `bitli
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, Literal
 
 import torch
@@ -22,6 +25,9 @@ from sigma_kernels.bitlinear.op import bit_linear, linear, quantize_activation, 
 from sigma_kernels.bitlinear.reference import quantize_weight_reference
 
 QuantMode = Literal["bitnet_1_58", "none"]
+
+
+_drawn_later: ContextVar[bool] = ContextVar("drawn_later", default=False)
 
 
 class StaleWeightError(SigmaError, RuntimeError):
@@ -46,6 +52,16 @@ def initial_std(fan_in: int, quant_mode: QuantMode) -> float:
     return 1 / math.sqrt(fan_in * (ternary_power() if quant_mode == "bitnet_1_58" else 1))
 
 
+@contextmanager
+def drawn_later() -> Iterator[None]:
+    """Inside, a quantised weight is made without values: a model draws each of its own from a stream of its own."""
+    token = _drawn_later.set(True)
+    try:
+        yield
+    finally:
+        _drawn_later.reset(token)
+
+
 class QuantizedWeight(nn.Module):
     """A weight `[N, K]` or a stack `[E, N, K]` with its cached ternary codes (int8) and scale (fp32)."""
 
@@ -60,7 +76,8 @@ class QuantizedWeight(nn.Module):
         self.register_buffer("codes", None, persistent=False)
         self.register_buffer("scale", None, persistent=False)
         self._fresh: tuple[int, int] | None = None
-        self.reset_parameters()
+        if not _drawn_later.get():
+            self.reset_parameters()
 
     @property
     def ternary(self) -> bool:

@@ -18,14 +18,14 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 from transformers.utils.generic import can_return_tuple
 
 from sigma.memory.instant import patch, require_patched
-from sigma.model.bitlinear import new_weight_epoch
+from sigma.model.bitlinear import drawn_later, new_weight_epoch
 from sigma.model.block import SigmaBlock
 from sigma.model.cache import SigmaCache
 from sigma.model.configuration import SigmaConfig
 from sigma.model.layout import SequenceLayout, packed_layout, plain_layout
 from sigma.model.mla import DifferentialMLA
 from sigma.model.norm import RMSNorm
-from sigma.model.weights import initialize, name_module, parameter_roles
+from sigma.model.weights import initialize, name_module, parallel_draws, parameter_roles
 
 
 class SigmaPreTrainedModel(PreTrainedModel):
@@ -42,6 +42,11 @@ class SigmaPreTrainedModel(PreTrainedModel):
 
     def _init_weights(self, module: nn.Module) -> None:
         initialize(module, self.config)
+
+    def initialize_weights(self) -> None:
+        """As in transformers, over all cores."""
+        with parallel_draws():
+            super().initialize_weights()
 
     @classmethod
     def _supports_default_dynamic_cache(cls) -> bool:
@@ -80,7 +85,8 @@ class SigmaModel(SigmaPreTrainedModel):
         super().__init__(config)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.embedding_scale = config.hidden_size**0.5
-        self.layers = nn.ModuleList(SigmaBlock(config, i) for i in range(config.num_hidden_layers))
+        with drawn_later():
+            self.layers = nn.ModuleList(SigmaBlock(config, i) for i in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.gradient_checkpointing = False
         for name, module in self.named_modules():

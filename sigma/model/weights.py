@@ -7,7 +7,12 @@ whatever was built before, and another layer changes no layer that is there alre
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
 
 import torch
 from torch import nn
@@ -27,6 +32,32 @@ STEERING = frozenset({"control_proj", "lambda_proj"})
 """Plain projections whose few outputs steer a mixer; an orthogonalised update would treat them as a hidden matrix."""
 
 
+MOST_THREADS = 16
+
+_submit: ContextVar[Callable[..., None] | None] = ContextVar("submit", default=None)
+
+
+@contextmanager
+def parallel_draws() -> Iterator[None]:
+    """Inside, `initialize` returns at once and the values are drawn over all cores; at the end all are there.
+
+    Every module has a stream of its own, so that the values are those of one thread. Drawing 1e8 of them takes 0.7 s.
+    """
+    with ThreadPoolExecutor(min(os.cpu_count() or 1, MOST_THREADS), "initial values") as pool:
+        draws: list[Future[None]] = []
+
+        def submit(*call: Any) -> None:
+            draws.append(pool.submit(*call))
+
+        token = _submit.set(submit)
+        try:
+            yield
+        finally:
+            _submit.reset(token)
+        for draw in draws:
+            draw.result()
+
+
 def name_module(module: nn.Module, name: str) -> None:
     """Tell `module` the name that seeds its initial values. Call it before `post_init`."""
     module.__dict__["init_name"] = name
@@ -34,6 +65,14 @@ def name_module(module: nn.Module, name: str) -> None:
 
 def initialize(module: nn.Module, config: SigmaConfig) -> None:
     """Draw the parameters that `module` itself owns; transformers calls this where one was not loaded from a file."""
+    submit = _submit.get()
+    if submit is None:
+        _draw(module, config)
+    else:
+        submit(_draw, module, config)
+
+
+def _draw(module: nn.Module, config: SigmaConfig) -> None:
     if isinstance(module, nn.Embedding | nn.Linear):  # embedding and head
         init.normal_(module.weight, std=LOGIT_STD * config.hidden_size**-0.5, generator=_generator(module, config))
     elif isinstance(module, RMSNorm):

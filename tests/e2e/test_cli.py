@@ -10,30 +10,17 @@ from pathlib import Path
 import psutil
 import pytest
 
+from sigma_app.selftest.runs import TINY_MODEL
+
 ROOT = Path(__file__).parents[2]
-TINY = """\
+TINY = f"""\
 --device cpu
 --steps 1000
---d-model 16
---n-layers 2
---mamba-ratio 1
---ssm-state 8
---ssm-head-dim 16
---n-heads 1
---attention-head-dim 8
---kv-latent-dim 8
---d-ff 16
---n-routed-experts 2
---moe-top-k 1
 --tokenizer bytes
 --seq-len 256
 --batch-size 32
 --micro-batch-size 32
---log-interval 1
---sample-tokens 4
---eval-interval 0
---val-max-tokens 256
-"""
+{TINY_MODEL}"""
 
 
 @pytest.fixture(scope="module")

@@ -45,6 +45,15 @@ int nvmlDeviceGetMemoryInfo(void *d, unsigned long long *m) { m[0] = 24ull << 30
 int nvmlDeviceGetCudaComputeCapability(void *d, int *major, int *minor) { *major = 8; *minor = 9; return 0; }
 """
 
+CLOSED = """
+import os, sys
+for number in (0, 1, 2):
+    os.close(number)
+sys.stdin = sys.stdout = sys.stderr = None  # as the interpreter does at its start
+"""
+STDOUT_FULL = "import os; os.dup2(os.open('/dev/full', os.O_WRONLY), 1)"
+PIPE_GONE = "import os; ends = os.pipe(); os.close(ends[0]); os.dup2(ends[1], 1)"
+
 
 @pytest.mark.parametrize(
     "name", ["sigma", "SIGMA é à ü 模型", "x" * 200], ids=["plain", "spaces-and-accents", "200-characters"]
@@ -278,3 +287,19 @@ def test_without_a_network_it_trains_and_does_not_ask_for_one(program, tmp_path)
     child = program.train(tmp_path / "run", *FOREVER, patch=NO_NETWORK.format(calls=str(calls)))
     reach_first_step(child)
     assert not calls.exists()
+
+
+@pytest.mark.parametrize("streams", [CLOSED, STDOUT_FULL, PIPE_GONE], ids=["closed", "full-disk", "pipe-gone"])
+def test_a_run_that_can_print_nothing_trains_and_keeps_its_words_in_the_log(program, tmp_path, streams):
+    child = program.train(tmp_path / "run", "--steps", "400", patch=streams)
+    child.wait_for(lambda: any("loss" in row for row in program.rows(tmp_path / "run")))
+    assert all(Path(f"/proc/{child.pid}/fd/{number}").exists() for number in (0, 1, 2))
+    child.send(signal.SIGTERM)
+    assert child.wait() == 143
+    assert list((tmp_path / "run" / "checkpoints").glob("step-*/COMMIT"))
+    log = max((program.folder / "state").rglob("*.log"), key=lambda path: path.stat().st_mtime)
+    assert "report of the stop: " in log.read_text()
+
+
+def test_a_mistake_is_exit_2_where_stderr_is_closed(program):
+    assert program.start("--stepz", "1", patch=CLOSED).wait() == 2

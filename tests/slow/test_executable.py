@@ -16,34 +16,21 @@ from pathlib import Path
 
 import pytest
 
+from sigma_app.selftest.runs import TINY_MODEL
+
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 POSIX = pytest.mark.skipif(os.name == "nt", reason="POSIX signals and tools")
 MOST_MIB = 1.35 * 1024
-ARGS = """\
+ARGS = f"""\
 # a tiny model: 20 steps
 --device cpu
 --steps 20
 --save-interval 5
---d-model 16
---n-layers 2
---mamba-ratio 1
---ssm-state 8
---ssm-head-dim 16
---n-heads 1
---attention-head-dim 8
---kv-latent-dim 8
---d-ff 16
---n-routed-experts 2
---moe-top-k 1
 --seq-len 256
 --batch-size 32
 --micro-batch-size 32
---log-interval 1
---sample-tokens 4
---eval-interval 0
---val-max-tokens 256
-"""
+{TINY_MODEL}"""
 
 
 def build(root: Path, dist: Path, **variables: str) -> subprocess.CompletedProcess[str]:

@@ -64,9 +64,9 @@ COLLECT(EXE(PYZ(a.pure), a.scripts, exclude_binaries=True, name="app"), kept(a.b
 
 @pytest.mark.parametrize("library", SCRIPTS)
 def test_the_library_works_frozen(library: str, tmp_path: Path):
-    pytest.importorskip("PyInstaller")
+    pytest.importorskip("PyInstaller")  # the extra `build`, which `make test-slow` does not install
     if importlib.util.find_spec(library) is None:
-        pytest.skip(f"{library} is not installed")
+        pytest.skip(f"{library} is not installed")  # an optional one, or not made for this system
     script, packaging = tmp_path / "app.py", ROOT / "packaging"
     script.write_text(SCRIPTS[library], encoding="utf-8")
     spec = SPEC.format(packaging=str(packaging), script=str(script), hooks=str(packaging / "hooks"), library=library)

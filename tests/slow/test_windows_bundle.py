@@ -19,6 +19,7 @@ LIMIT_S = 5400
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(LIMIT_S),
+    # wine is 200 MB that most machines lack, and on Windows itself nothing has to stand in for Windows
     pytest.mark.skipif(windows.missing() != "", reason=windows.missing() or "Windows is here"),
 ]
 ENDS = {"compile workers", "kernel on the GPU"}
@@ -39,6 +40,7 @@ def win() -> Iterator[Windows]:
     try:
         made = windows.make(ROOT / "build" / "windows")
     except subprocess.CalledProcessError as error:
+        # without a network there is no Windows Python to test with
         pytest.skip(f"pip cannot fetch a Windows Python and its libraries: {error.stderr.strip().splitlines()[-1:]}")
     yield made
     made.end()

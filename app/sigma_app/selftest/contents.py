@@ -16,7 +16,10 @@ MODULES = (
 )
 READABLE = ("sigma.build", "sigma_app.__main__", "sigma_kernels.rms_norm.kernel", "triton", "triton.runtime.jit")
 # Built for other purposes, or not used by us: each would be megabytes that nobody asked for.
-UNWANTED = ("pip", "pytest", "hypothesis", "PyInstaller", "tkinter", "triton/backends/amd", "triton/profiler")
+UNWANTED = (
+    *("pip", "pytest", "hypothesis", "PyInstaller", "tkinter", "triton/backends/amd", "triton/profiler"),
+    *("transformers/models/bert", "transformers/models/llama"),
+)
 
 
 def libraries() -> str:

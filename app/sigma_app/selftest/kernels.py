@@ -88,7 +88,9 @@ def load_module(way: str) -> tuple[str, str]:
     stub = bundle_folder() / "native" / "selftest" / ("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
     with tempfile.TemporaryDirectory() as folder:
         own = {**own_folders(Path(folder)), "PATH": "", "CC": ""}
-        if os.name != "nt":  # there TinyCC knows the driver's functions from a list of its own
+        # The C module is linked against the driver's library, which a machine without a GPU lacks: the stub stands in
+        # for it; it has every function that the module names, and each fails. Windows' TinyCC has a list of its own.
+        if os.name != "nt":
             own["TRITON_LIBCUDA_PATH"] = str(stub.parent)
         done = child(["-c", LOAD_MODULE, str(stub), way], **own)
     return output_of(done), done.stderr

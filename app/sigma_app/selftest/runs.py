@@ -16,11 +16,7 @@ from sigma.train.crash import last_metric_rows
 from sigma_app.selftest.gate import CHILD_LIMIT_S, Gate, GateError, child, expect, output_of, own_folders
 
 SECRET = "hf_NotARealTokenButShapedLikeOne"
-TINY = """\
---device cpu
---output-dir run
---steps 100000
---save-interval 2
+TINY_MODEL = """\
 --d-model 16
 --n-layers 2
 --mamba-ratio 1
@@ -32,15 +28,22 @@ TINY = """\
 --d-ff 16
 --n-routed-experts 2
 --moe-top-k 1
---tokenizer bytes
---seq-len 64
---batch-size 2
---micro-batch-size 2
 --log-interval 1
 --sample-tokens 4
 --eval-interval 0
 --val-max-tokens 256
 """
+"""The smallest model with a layer of each kind, which says all it does; the tests of whole programs take it too."""
+TINY = f"""\
+--device cpu
+--output-dir run
+--steps 100000
+--save-interval 2
+--tokenizer bytes
+--seq-len 64
+--batch-size 2
+--micro-batch-size 2
+{TINY_MODEL}"""
 CRASH = """
 import sys
 from pathlib import Path

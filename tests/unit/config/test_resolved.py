@@ -126,3 +126,13 @@ def test_changes_name_flag_and_both_values():
     old, new = parse([]).config, parse(["--seed", "2", "--no-resume"]).config
     assert changes(old, new) == ["--seed: 1337 -> 2", "--resume: True -> False"]
     assert changes(old, old) == []
+
+
+def test_a_run_folder_that_may_not_be_read_is_a_configuration_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def refuse(path: Path) -> bool:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    parsed = parse(["--output-dir", str(tmp_path)])
+    monkeypatch.setattr(Path, "is_file", refuse)
+    with pytest.raises(ConfigError, match=r"resolved_args.txt: Permission denied; give another folder"):
+        continue_run(parsed)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from sigma.core.errors import ConfigError
 from sigma.core.lock import LOCK_NAME, RunLock, RunLockedError
 
 HOLD = """
@@ -103,3 +104,9 @@ def test_forked_child_does_not_keep_the_lock_of_its_dead_parent(tmp_path: Path):
             pass
     finally:
         os.kill(child, 9)
+
+
+def test_a_lock_file_that_may_not_be_written_is_a_configuration_error(tmp_path: Path) -> None:
+    (tmp_path / LOCK_NAME).mkdir()
+    with pytest.raises(ConfigError, match=r"run\.lock: Is a directory; give another folder"):
+        RunLock(tmp_path).acquire()

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from sigma.memory.instant import patch
+from sigma.model import weights
 from sigma.model.bitlinear import QuantizedWeight
 from sigma.model.modeling import SigmaForCausalLM, SigmaModel
 
@@ -264,6 +265,33 @@ def test_the_same_seed_gives_the_same_weights_whatever_was_drawn_before(tiny_con
     deeper = SigmaForCausalLM(tiny_config(init_seed=3, num_hidden_layers=5)).state_dict()
     name = "model.layers.1.mixer.in_proj.weight"
     assert torch.equal(deeper[name], models[0][name]), "another layer changes the layers that were there"
+
+
+def test_the_number_of_threads_that_draw_changes_no_value(tiny_config, monkeypatch):
+    models = []
+    for threads in (1, 8):
+        monkeypatch.setattr(weights, "MOST_THREADS", threads)
+        monkeypatch.setattr(weights.os, "cpu_count", lambda: 8)
+        models.append(SigmaForCausalLM(tiny_config(init_seed=3)).state_dict())
+    assert all(torch.equal(value, models[1][name]) for name, value in models[0].items())
+
+
+def test_every_weight_of_a_model_is_drawn_once(tiny_config, monkeypatch):
+    drawn, draw = [], QuantizedWeight.reset_parameters
+    monkeypatch.setattr(
+        QuantizedWeight, "reset_parameters", lambda self, *args: (drawn.append(id(self.weight)), draw(self, *args))
+    )
+    model = SigmaForCausalLM(tiny_config())
+    assert sorted(drawn) == sorted(id(m.weight) for m in model.modules() if isinstance(m, QuantizedWeight))
+
+
+def test_a_draw_that_fails_fails_the_model(tiny_config, monkeypatch):
+    def fail(module, generator):
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(QuantizedWeight, "reset_parameters", fail)
+    with pytest.raises(MemoryError, match="no room"):
+        SigmaForCausalLM(tiny_config())
 
 
 @pytest.mark.filterwarnings("ignore:.gradient_checkpointing:FutureWarning")
