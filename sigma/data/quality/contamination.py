@@ -64,7 +64,7 @@ class Contamination:
     def __init__(self, hashes: Sequence[np.ndarray]) -> None:
         """`hashes`: sorted arrays, in memory or mapped from a file."""
         self._sets = [one for one in hashes if len(one)]
-        self._maybe = [_Prefixes(one) for one in self._sets]
+        self._maybe = [_Filter(one) for one in self._sets]
 
     def hit(self, words: Words) -> bool:
         """Whether any run of the text is held out."""
@@ -76,23 +76,34 @@ class Contamination:
 
     def _any(self, hashes: np.ndarray) -> bool:
         for held_out, maybe in zip(self._sets, self._maybe, strict=True):
-            rest = hashes[maybe.holds(hashes)]
+            rest = maybe.of(hashes)
             place = np.minimum(np.searchsorted(held_out, rest), len(held_out) - 1)
             if np.any(held_out[place] == rest):
                 return True
         return False
 
 
-class _Prefixes:
-    """Which beginnings of hashes occur: 16 bits or more for each hash, small enough to stay in the cache."""
+class _Filter:
+    """Which hashes may occur: two small tables, of the beginnings and of the ends of those that do (a Bloom filter with
+    two functions). A search among all of them, which misses the cache at every turn, is left for few.
+    """
 
     def __init__(self, hashes: np.ndarray) -> None:
         bits = min(29, max(10, len(hashes).bit_length() + 4))
-        self._shift = np.uint64(64 - bits)
-        there = np.zeros(1 << bits, dtype=bool)
-        there[hashes >> self._shift] = True
-        self._bits = np.packbits(there, bitorder="little")
+        self._shift, self._mask = np.uint64(64 - bits), np.uint64((1 << bits) - 1)
+        self._first, self._last = _table(hashes >> self._shift, bits), _table(hashes & self._mask, bits)
 
-    def holds(self, hashes: np.ndarray) -> np.ndarray:
-        at = hashes >> self._shift
-        return (self._bits[at >> np.uint64(3)] >> (at & np.uint64(7)).astype(np.uint8) & np.uint8(1)).astype(bool)
+    def of(self, hashes: np.ndarray) -> np.ndarray:
+        """Those that may occur."""
+        hashes = hashes[_holds(self._first, hashes >> self._shift)]
+        return hashes[_holds(self._last, hashes & self._mask)]
+
+
+def _table(places: np.ndarray, bits: int) -> np.ndarray:
+    there = np.zeros(1 << bits, dtype=bool)
+    there[places] = True
+    return np.packbits(there, bitorder="little")
+
+
+def _holds(table: np.ndarray, places: np.ndarray) -> np.ndarray:
+    return (table[places >> np.uint64(3)] >> (places & np.uint64(7)).astype(np.uint8) & np.uint8(1)).astype(bool)

@@ -153,6 +153,8 @@ def repeated_phrase(page: Page) -> bool:
     if most_frequent * page.run_bytes(4).max() <= min(TOP_NGRAM.values()) * page.word_bytes:
         return False
     for n, most in TOP_NGRAM.items():
+        if _run_lengths(np.sort(page.words.ngrams[n])).max() * page.run_bytes(n).max() <= most * page.word_bytes:
+            continue  # the most frequent run is not even as long as the longest: to find out which it is costs more
         _, first, count = np.unique(page.words.ngrams[n], return_index=True, return_counts=True)
         top = count.argmax()
         if count[top] > 1 and count[top] * page.run_bytes(n)[first[top]] > most * page.word_bytes:
