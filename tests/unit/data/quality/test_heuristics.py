@@ -2,9 +2,13 @@
 
 # ruff: noqa: RUF001 - several scripts
 
-import pytest
+from collections import Counter
 
-from sigma.data.quality.heuristics import RULES, Page, broken_rule
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sigma.data.quality.heuristics import RULES, TOP_NGRAM, Page, broken_rule, repeated_phrase
 from sigma.data.quality.words import Words
 
 
@@ -75,3 +79,21 @@ CHINESE = (
 def test_chinese_is_measured_by_characters_not_by_spaces():
     assert reason(CHINESE, "zh") is None
     assert reason(CHINESE[:40], "zh") == "too_short"
+
+
+NUMBERS = st.integers(0, 40)
+
+
+@given(st.lists(NUMBERS, min_size=50, max_size=120), st.lists(NUMBERS, min_size=2, max_size=4), st.integers(0, 12))
+def test_a_phrase_is_repeated_when_counting_every_run_says_so(numbers, phrase, times):
+    numbers = [*numbers, *phrase * times]
+    words = [f"w{number:03}" for number in numbers]  # all equally long, so that ties do not matter
+
+    def share(n: int) -> float:
+        runs = Counter(zip(*(words[i:] for i in range(n)), strict=False))
+        most = max(runs.values())
+        return most * n / len(words) if most > 1 else 0.0
+
+    expected = any(share(n) > most for n, most in TOP_NGRAM.items())
+    text = " ".join(words)
+    assert repeated_phrase(Page(text, Words(text), None)) is expected
