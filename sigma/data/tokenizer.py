@@ -89,7 +89,7 @@ class Tokenizer:
     def _choose_encoder(self) -> None:
         try:
             self._fast, self.encoder = FastEncoder(self._rust, byte_characters()), "tiktoken"
-        except NotEqualError as reason:
+        except (NotEqualError, ImportError) as reason:  # the ids are the same without tiktoken
             self.encoder = f"tokenizers: {reason}"
 
     def __reduce__(self) -> tuple[Any, ...]:
