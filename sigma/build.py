@@ -49,7 +49,7 @@ from sigma.train.sample import Sampler
 from sigma.train.saver import Saver
 from sigma.train.state import StateRegistry, read_rng, write_rng
 from sigma.train.step import Stepper, StepSettings
-from sigma_kernels import counters
+from sigma_kernels import counters, pipelining
 
 FEATURE_NAMES = ("instant", "diff_mla", "c3o_credit")
 TOKENIZER_NAME = "tokenizer.json"
@@ -334,6 +334,7 @@ def startup_row(
         "sample_interval": run.sample_interval,
         "torch_compile_enabled": train.torch_compile,
         "torch_compile_active": compiles(config),
+        "pipelined_loops": pipelining.is_on(),
         "routing": optimizers.table(),
     }
 

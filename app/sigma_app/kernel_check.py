@@ -47,7 +47,10 @@ def scan_sizes(model: ModelSection) -> dict[str, int]:
 
 
 def check_pipelines(device: torch.device, sizes: Mapping[str, int]) -> str:
-    """Compare pipelined loops with plain ones; the line that says so. Where they differ, none is pipelined."""
+    """Compare pipelined loops with plain ones; the line that says so. Where they differ, none is pipelined.
+
+    Raises MissingRequirementError when a loop cannot be compiled or launched.
+    """
     import torch
 
     from sigma_kernels import pipelining
@@ -56,8 +59,11 @@ def check_pipelines(device: torch.device, sizes: Mapping[str, int]) -> str:
 
     begin = time.perf_counter()
     ops = {"scan": lambda: pipelined_loops(device, **sizes), "orthogonalise": lambda: pipelined_loop(device)}
-    differing = pipelining.check(ops)
-    torch.cuda.synchronize()
+    try:
+        differing = pipelining.check(ops)
+        torch.cuda.synchronize()
+    except Exception as error:  # as in `check_kernel`
+        raise _cannot_run(torch.cuda.get_device_name(), error) from error
     if differing:
         return f"kernels     pipelined loops of {' and '.join(differing)} compute wrong numbers here: none is pipelined"
     return f"kernels     pipelined loops agree with plain ones ({1e3 * (time.perf_counter() - begin):.0f} ms)"
@@ -103,13 +109,17 @@ def check_kernel() -> str:
 
         found = launch_forward(x.cuda(), None, None, EPS)[0].cpu()
     except Exception as error:  # whatever Triton, the assembler or the driver raise: this start ends with their words
-        raise MissingRequirementError(
-            f"a Triton kernel cannot run on {name}: {type(error).__name__}: {error}. Run `sigma --selftest` and"
-            " `sigma doctor` for the cause, or train with `--device cpu`"
-        ) from error
+        raise _cannot_run(name, error) from error
     expected = rms_norm_reference(x, None, eps=EPS)
     if not isinstance(expected, torch.Tensor) or not torch.allclose(found, expected, atol=TOLERANCE):
         raise MissingRequirementError(
             f"a Triton kernel computes wrong numbers on {name}: update the driver, or train with `--device cpu`"
         )
     return f"kernels     a real one ran on {name} and was right ({time.perf_counter() - begin:.1f} s)"
+
+
+def _cannot_run(name: str, error: Exception) -> MissingRequirementError:
+    return MissingRequirementError(
+        f"a Triton kernel cannot run on {name}: {type(error).__name__}: {error}. Run `sigma --selftest` and"
+        " `sigma doctor` for the cause, or train with `--device cpu`"
+    )

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from sigma.config.root import RunConfig
+from sigma.core.errors import ConfigError, MissingRequirementError
 from sigma.data.tokenizer import load_tokenizer
 from sigma.model.configuration import SigmaConfig, sigma_config_from
 from sigma.model.modeling import SigmaForCausalLM
 from sigma.optim.routing import Route, route
-from sigma_kernels import tuned
+from sigma_kernels import dispatch, tuned
 from sigma_kernels.orthogonalise.tunable import orthogonalise_tunable
 from sigma_kernels.scan.tunable import scan_tunable
 from sigma_kernels.tuning import Clock, Tunable, device_ms, search
@@ -25,18 +27,35 @@ MOST_ELEMENTS = 1 << 25  # of a batch of matrices
 def tune(
     tunables: Iterable[Tunable], table: Path, minutes: float, say: Callable[[str], None], clock: Clock = device_ms
 ) -> None:
-    """Search each op, at most `minutes` in all, and save what was found after each."""
+    """Search each op, at most `minutes` in all. Whatever wins is saved at once: an interruption loses none of it.
+
+    Raises ConfigError when the table cannot be written.
+    """
+    try:
+        tuned.save(table, {})
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{tuned.VARIABLE}: cannot write {table} ({error}); name another file") from error
     end = time.monotonic() + 60 * minutes
     for tunable in tunables:
-        found = search(tunable, clock, say, lambda: time.monotonic() < end)
-        tuned.save(table, {(tunable.op, tunable.key): found.settings})
+        keep = partial(_keep, table, tunable)
+        found = search(tunable, clock, say, lambda: time.monotonic() < end, keep)
+        keep(found.settings)
         say(f"{tunable.op} {tunable.key}: {found.before_ms:.3f} -> {found.after_ms:.3f} ms")
     rest = "" if time.monotonic() < end else f"; the {minutes:g} minutes are over, not every candidate was tried"
     say(f"later starts use {table}{rest}")
 
 
+def _keep(table: Path, tunable: Tunable, settings: tuned.Settings) -> None:
+    tuned.save(table, {(tunable.op, tunable.key): settings})
+
+
 def tunables_of(config: RunConfig, device: torch.device) -> Iterable[Tunable]:
-    """What the training of a resolved configuration launches most: the scan, and the optimizer's symmetric products."""
+    """What the training of a resolved configuration launches most: the scan, and the optimizer's symmetric products.
+
+    Raises MissingRequirementError where no kernel of ours runs.
+    """
+    if (reason := dispatch.why_not_triton(torch.empty(0, device=device))) is not None:
+        raise MissingRequirementError(f"there are no launches to tune: {reason}")
     model_config = sigma_config_from(config, load_tokenizer(config.data.tokenizer).vocab_size)
     dtype = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
     yield _scan(config, model_config, dtype, device)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -20,10 +21,21 @@ VARIABLE = "SIGMA_TUNED_TABLE"
 Settings = dict[str, Any]  # setting -> a JSON value
 
 _rows: dict[tuple[str, str], Settings] = {}
+_checks: dict[str, Callable[[Settings], None]] = {}
 
 
 class TunedTableError(ValueError):
     """A table that cannot be used; the message says why."""
+
+
+def check_rows(op: str, check: Callable[[Settings], None]) -> None:
+    """From here on `load` refuses a table in which `check` raises ValueError for a row of `op`."""
+    _checks[op] = check
+
+
+def power_of_two(value: Any, least: int, most: int) -> bool:
+    """Whether a JSON value is a power of two within the bounds."""
+    return type(value) is int and least <= value <= most and value & (value - 1) == 0
 
 
 def settings(op: str, key: str) -> Settings | None:
@@ -48,19 +60,26 @@ def using(op: str, key: str, chosen: Mapping[str, Any]) -> Iterator[None]:
 def load(path: Path) -> int:
     """Take over a table in place of the one before; returns the number of its rows, 0 when there is no file.
 
-    Raises TunedTableError for a damaged file or one of other kernels; then no row is in force.
+    Raises TunedTableError for a damaged file, one of other kernels, or a row that no launch can have; then no row is in
+    force.
     """
     _rows.clear()
-    if not path.is_file():
-        return 0
     try:
+        if not path.is_file():
+            return 0
         table = json.loads(path.read_text(encoding="utf-8"))
         rows = {(op, key): dict(row) for op, keys in table["rows"].items() for key, row in keys.items()}
         kernels = table["kernels"]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise TunedTableError(f"{path} is damaged ({type(error).__name__}: {error})") from error
     if kernels != fingerprint():
         raise TunedTableError(f"{path} was measured with other kernels")
+    for (op, key), row in rows.items():
+        try:
+            if op in _checks:
+                _checks[op](row)
+        except ValueError as error:
+            raise TunedTableError(f"{path} is damaged ({op} {key}: {error})") from error
     _rows.update(rows)
     return len(rows)
 
@@ -75,7 +94,7 @@ def save(path: Path, found: Mapping[tuple[str, str], Mapping[str, Any]]) -> None
         rows.setdefault(op, {})[key] = row
     text = json.dumps({"kernels": fingerprint(), "rows": rows}, indent=1)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")  # another process may save too
     part.write_text(text + "\n", encoding="utf-8")
     part.replace(path)
 

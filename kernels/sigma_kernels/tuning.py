@@ -54,10 +54,14 @@ def device_ms(call: Call) -> float:
 
 
 def search(
-    tunable: Tunable, clock: Clock = device_ms, say: Say = lambda line: None, goes_on: Callable[[], bool] = lambda: True
+    tunable: Tunable,
+    clock: Clock = device_ms,
+    say: Say = lambda line: None,
+    goes_on: Callable[[], bool] = lambda: True,
+    keep: Callable[[tuned.Settings], None] = lambda settings: None,
 ) -> Found:
     """Try every candidate of each setting, with the winners of the settings before it; no further one once `goes_on`
-    says no.
+    says no. `keep` gets the settings whenever one of them has won.
     """
     best = dict(tunable.present)
     with tuned.using(tunable.op, tunable.key, best):
@@ -75,6 +79,7 @@ def search(
             say(f"  {name} {value} in place of {best[name]}: {said}")
             if won and ms is not None:
                 best, best_ms = candidate, ms
+                keep(best)
     return Found(best, before_ms, best_ms)
 
 
@@ -86,13 +91,18 @@ def _try(
 
     with tuned.using(tunable.op, tunable.key, candidate):
         try:
-            results = tunable.call()
-        except (TritonError, ValueError) as error:
+            worst = _worst_distance(tunable.call(), expected)
+            if not worst <= MOST_ERROR:  # nor NaN
+                return None, f"computes something else (relative error {worst:.1e})"
+            return clock(tunable.call), ""
+        except (TritonError, ValueError, RuntimeError) as error:  # the compiler's passes and the driver raise the last
             return None, f"does not run ({type(error).__name__})"
-        error = max(_distance(result, good) for result, good in zip(results, expected, strict=True))
-        if not error <= MOST_ERROR:
-            return None, f"computes something else (relative error {error:.1e})"
-        return clock(tunable.call), ""
+
+
+def _worst_distance(results: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+    """The largest; NaN when one is."""
+    distances = [_distance(result, good) for result, good in zip(results, expected, strict=True)]
+    return float(torch.tensor(distances).max())
 
 
 def _distance(result: Tensor, good: Tensor) -> float:

@@ -60,7 +60,7 @@ def continue_run(parsed: Parsed) -> Parsed:
     try:
         if not parsed.config.run.resume or not path.is_file():
             return parsed
-    except PermissionError as error:
+    except OSError as error:  # not permitted, or a name that is too long
         raise ConfigError(f"--output-dir: {path}: {error.strerror}; give another folder") from None
     old = parse(args_file=path)
     now = {name: value for name, value in parsed.given.items() if value is not None and value != "auto"}

@@ -12,6 +12,7 @@ import json
 from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
+from stat import S_ISREG
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -89,7 +90,7 @@ class Tokenizer:
     def _choose_encoder(self) -> None:
         try:
             self._fast, self.encoder = FastEncoder(self._rust, byte_characters()), "tiktoken"
-        except NotEqualError as reason:
+        except (NotEqualError, ImportError) as reason:  # the ids are the same without tiktoken
             self.encoder = f"tokenizers: {reason}"
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -155,7 +156,10 @@ def _of_file(path: Path) -> Tokenizer:
     from sigma.data.tokenizer_file import MOST_BYTES, adopt
 
     try:
-        if path.stat().st_size > MOST_BYTES:
+        found = path.stat()
+        if not S_ISREG(found.st_mode):  # of a pipe or a device a start would wait for ever, and not hear Ctrl+C
+            raise ConfigError("no regular file")
+        if found.st_size > MOST_BYTES:
             raise ConfigError(f"larger than {MOST_BYTES >> 20} MB; that is no tokenizer.json")
         return load_content(adopt(path.read_bytes().decode()))
     except (OSError, UnicodeDecodeError) as error:

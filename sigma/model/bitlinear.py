@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from transformers import initialization as init
 
 from sigma.core.errors import SigmaError
 from sigma.memory.instant import consuming
@@ -87,7 +88,7 @@ class QuantizedWeight(nn.Module):
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Draw the weight from N(0, (init_scale * initial_std)^2), from `generator` or else the global one."""
         std = self.init_scale * initial_std(self.weight.shape[-1], self.quant_mode)
-        nn.init.normal_(self.weight, std=std, generator=generator)
+        init.normal_(self.weight, std=std, generator=generator)
         self.new_weight_epoch()
 
     def new_weight_epoch(self) -> None:

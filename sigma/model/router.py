@@ -31,6 +31,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import initialization as init
 
 from sigma.memory.instant import consuming
 from sigma_kernels.bitlinear.op import linear
@@ -107,7 +108,7 @@ class Router(nn.Module):
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Draw the weight, from `generator` or else the global one."""
-        nn.init.normal_(self.weight, std=INITIAL_LOGIT_STD / math.sqrt(self.weight.shape[1]), generator=generator)
+        init.normal_(self.weight, std=INITIAL_LOGIT_STD / math.sqrt(self.weight.shape[1]), generator=generator)
 
     def forward(self, x_TD: Tensor, valid_T: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Gates fp32 `[T, K]` (they sum to 1) and the experts that they belong to, int64 `[T, K]`.

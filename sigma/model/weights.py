@@ -42,6 +42,8 @@ def parallel_draws() -> Iterator[None]:
     """Inside, `initialize` returns at once and the values are drawn over all cores; at the end all are there.
 
     Every module has a stream of its own, so that the values are those of one thread. Drawing 1e8 of them takes 0.7 s.
+    A draw may come when transformers has put torch's functions back already, so it uses `transformers.initialization`,
+    which leaves what was loaded from a file.
     """
     with ThreadPoolExecutor(min(os.cpu_count() or 1, MOST_THREADS), "initial values") as pool:
         draws: list[Future[None]] = []

@@ -1,6 +1,7 @@
 """What a run writes: its files, the columns of metrics.jsonl, the counters of the features."""
 
 import re
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 
 import sigma.build
 from sigma.core.strict_json import load_file, loads
+from sigma_kernels import pipelining
 from tests.e2e.tiny_trainer import TRAIN, Make, digest, rows
 
 
@@ -34,6 +36,12 @@ def test_every_column_is_documented(make: Make) -> None:
     columns = {re.sub(r"^data_(tokens|dropped)_\w+", r"data_\1_X", name) for name in columns}
     known = documented | {f"feature_X_{part}" for part in ("enabled", "calls", "effective_calls", "s")}
     assert columns - known == set()
+
+
+@pytest.mark.parametrize("pipelined", [True, False])
+def test_a_run_says_whether_its_kernels_are_pipelined(pipelined: bool, make: Make) -> None:
+    with nullcontext() if pipelined else pipelining.switched_off():
+        assert make().startup["pipelined_loops"] is pipelined
 
 
 @pytest.mark.parametrize("q_latent", [0, 8])

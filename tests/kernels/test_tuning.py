@@ -12,8 +12,8 @@ errors = pytest.importorskip("triton.errors")
 class Machine:
     """An op whose time and results follow from its settings."""
 
-    def __init__(self, times, wrong=(), broken=()):
-        self.times, self.wrong, self.broken = times, wrong, broken
+    def __init__(self, times, wrong=(), broken=(), error=errors.TritonError):
+        self.times, self.wrong, self.broken, self.error = times, wrong, broken, error
 
     def settings(self):
         found = tuned.settings("op", "key")
@@ -22,7 +22,7 @@ class Machine:
 
     def call(self):
         if self.settings() in self.broken:
-            raise errors.TritonError("out of resources")
+            raise self.error("out of resources")
         return [torch.full((4,), 1.1 if self.settings() in self.wrong else 1.0), torch.zeros(2)]
 
     def clock(self, call):
@@ -62,10 +62,26 @@ def test_a_choice_that_computes_something_else_never_wins():
     assert lines[-1] == "  stages 3 in place of 2: computes something else (relative error 1.0e-01)"
 
 
-def test_a_choice_that_does_not_run_is_said():
-    found, lines = found_by(Machine(TIMES | {(4, 2): 1.0, (4, 3): 0.9}, broken={(8, 1)}))
+def test_a_choice_of_which_only_one_result_is_no_number_never_wins():
+    machine = Machine(TIMES)
+    whole = machine.call
+    machine.call = lambda: [*whole(), torch.tensor([1.0, float("nan") if machine.settings() == (8, 3) else 1.0])]
+    found, lines = found_by(machine)
+    assert found.settings == {"warps": 8, "stages": 2}
+    assert lines[-1] == "  stages 3 in place of 2: computes something else (relative error nan)"
+
+
+@pytest.mark.parametrize("error", [errors.TritonError, ValueError, RuntimeError, torch.OutOfMemoryError])
+def test_a_choice_that_does_not_run_is_said(error):
+    found, lines = found_by(Machine(TIMES | {(4, 2): 1.0, (4, 3): 0.9}, broken={(8, 1)}, error=error))
     assert found.settings == {"warps": 4, "stages": 3}
-    assert "  warps 8 in place of 4: does not run (TritonError)" in lines
+    assert f"  warps 8 in place of 4: does not run ({error.__name__})" in lines
+
+
+def test_whatever_wins_is_kept_at_once():
+    kept = []
+    found_by(Machine(TIMES), keep=kept.append)
+    assert kept == [{"warps": 8, "stages": 1}, {"warps": 8, "stages": 2}, {"warps": 8, "stages": 3}]
 
 
 def test_a_gain_within_the_noise_changes_nothing():

@@ -109,6 +109,21 @@ def tile_of(rows: int, name: str) -> dict[str, Any]:
     return {"BLOCK": 128, "BLOCK_K": 64 if wide else 32, "num_warps": 8, "num_stages": 4 if wide else 3}
 
 
+def check_settings(settings: tuned.Settings) -> None:
+    """Raises ValueError for what is not `{"tile": ...}` as of `tile_of`, or no kernel can be launched with."""
+    tile = settings["tile"] if settings.keys() == {"tile"} else None
+    tile = tile if isinstance(tile, dict) else {}
+    bounds = {"BLOCK": (16, 256), "BLOCK_K": (16, 256), "num_warps": (1, 16)}
+    whole = tile.keys() == bounds.keys() | {"num_stages"}
+    if not whole or not all(tuned.power_of_two(tile[name], *bound) for name, bound in bounds.items()):
+        raise ValueError(f"{str(settings)[:80]} is no tile of a symmetric product")
+    if type(tile["num_stages"]) is not int or not 1 <= tile["num_stages"] <= 8:
+        raise ValueError(f"num_stages = {str(tile['num_stages'])[:40]} is none of a pipeline")
+
+
+tuned.check_rows("orthogonalise", check_settings)
+
+
 @cache
 def tile_key(rows: int, name: str) -> str:
     """What the tiles of a symmetric product follow from: the architecture, and its rows up to a power of two."""

@@ -58,6 +58,27 @@ class Tiles:
         return replace(self, **changed)
 
 
+LEAST_MOST = {"rows": (16, 512), "pairs": (32, 128), "sum_rows": (1, 64), "heads_phase": (1, 64)}
+
+
+def check_settings(settings: tuned.Settings) -> None:
+    """Raises ValueError for what is not of the form of `Tiles.settings()`, or no kernel can be launched with."""
+    names = {field.name for field in fields(Tiles)}
+    for name, value in settings.items():
+        good = tuned.power_of_two(value, *LEAST_MOST[name]) if name in LEAST_MOST else _is_launch(value)
+        if name not in names or not good:
+            raise ValueError(f"{name} = {str(value)[:40]} is no launch of the scan")
+
+
+def _is_launch(value: Any) -> bool:
+    if not isinstance(value, list) or len(value) != 2 or not tuned.power_of_two(value[0], 1, 16):
+        return False
+    return value[1] is None or (type(value[1]) is int and 24 <= value[1] <= 255)
+
+
+tuned.check_rows("scan", check_settings)
+
+
 def padded_rank(rank: int) -> int:
     """The next power of two: a chunk holds whole steps."""
     return 1 << (rank - 1).bit_length()

@@ -90,6 +90,25 @@ def test_a_loop_that_is_compiled_wrongly_is_named_and_no_loop_is_pipelined_any_m
     assert pipelining.stages(3) == 1
 
 
+def test_a_loop_that_cannot_run_ends_the_start_with_its_words(loops, monkeypatch):
+    def fail(ops):
+        raise RuntimeError("out of resource: shared memory")
+
+    monkeypatch.setattr(pipelining, "check", fail)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
+    with pytest.raises(MissingRequirementError, match="out of resource: shared memory"):
+        check_pipelines(CPU, {})
+
+
+@pytest.mark.parametrize("row", [{"rows": 48}, {"output": [0, None]}], ids=str)
+def test_a_table_with_a_launch_that_cannot_be_is_said_and_not_used(table, row):
+    tuned.save(table, {("scan", "key"): row})
+    line = take_launches(CPU)
+    assert "is damaged" in line
+    assert "built in" in line
+    assert tuned.settings("scan", "key") is None
+
+
 def test_the_loops_are_those_of_the_model(loops):
     config = resolve_parsed(parse(["--device", "cpu", "--ssm-state", "32", "--mimo-rank", "4"]), None).config
     assert scan_sizes(config.model) == {"head_size": 64, "state": 32, "rank": 4, "pairs": 8}

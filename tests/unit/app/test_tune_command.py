@@ -1,12 +1,14 @@
 """`sigma tune` searches what a run launches, and keeps what it found."""
 
 import itertools
+from pathlib import Path
 
 import pytest
 import torch
 
 from sigma.config.parse import parse
 from sigma.config.presets import resolve_parsed
+from sigma.core.errors import ConfigError, MissingRequirementError
 from sigma.optim.routing import Route
 from sigma_app.__main__ import main
 from sigma_app.tune_command import MOST_ELEMENTS, matrix_shapes, tunables_of, tune
@@ -45,6 +47,36 @@ def test_what_was_found_is_said_and_saved(tmp_path):
     tuned.load(tmp_path / "none")
     assert tuned.load(tmp_path / "tuned.json") == 1
     assert tuned.settings("op", "a") == {"warps": 8}
+
+
+def test_what_won_before_an_interruption_is_kept(tmp_path):
+    pytest.importorskip("triton")
+    tunable = Tunable("op", "a", {"warps": 4}, {"warps": [8, 16]}, lambda: [torch.ones(1)])
+
+    def clock(call):
+        if tuned.settings("op", "a") == {"warps": 16}:
+            raise KeyboardInterrupt
+        return speed("a")(call)
+
+    with pytest.raises(KeyboardInterrupt):
+        tune([tunable], tmp_path / "tuned.json", 1.0, lambda line: None, clock)
+    assert tuned.load(tmp_path / "tuned.json") == 1
+    assert tuned.settings("op", "a") == {"warps": 8}
+
+
+@pytest.mark.parametrize("name", ["file/tuned.json", "folder", ""])
+def test_a_table_that_cannot_be_written_ends_it_before_the_search(name, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="SIGMA_TUNED_TABLE: cannot write"):
+        tune([two_speeds("a")], Path(name), 1.0, lambda line: None, lambda call: pytest.fail("it searched"))
+
+
+def test_without_kernels_there_is_nothing_to_tune():
+    config = resolve_parsed(parse(["--device", "cpu", "--preset", "demo"]), None).config
+    with pytest.raises(MissingRequirementError, match="no launches to tune: "):
+        list(tunables_of(config, torch.device("cpu")))
 
 
 def test_when_its_time_is_over_it_says_that_not_everything_was_tried(tmp_path, monkeypatch):

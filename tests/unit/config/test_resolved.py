@@ -128,11 +128,16 @@ def test_changes_name_flag_and_both_values():
     assert changes(old, old) == []
 
 
-def test_a_run_folder_that_may_not_be_read_is_a_configuration_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize(
+    "error", [PermissionError(13, "Permission denied"), OSError(36, "File name too long")], ids=["denied", "long"]
+)
+def test_a_run_folder_that_may_not_be_read_is_a_configuration_error(
+    error: OSError, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     def refuse(path: Path) -> bool:
-        raise PermissionError(13, "Permission denied", str(path))
+        raise error
 
     parsed = parse(["--output-dir", str(tmp_path)])
     monkeypatch.setattr(Path, "is_file", refuse)
-    with pytest.raises(ConfigError, match=r"resolved_args.txt: Permission denied; give another folder"):
+    with pytest.raises(ConfigError, match=rf"resolved_args.txt: {error.strerror}; give another folder"):
         continue_run(parsed)

@@ -5,6 +5,7 @@ import json
 import pickle
 import random
 import re
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -192,6 +193,15 @@ def test_what_is_not_the_same_is_refused_with_its_reason(rust, reason):
     FastEncoder(GOOD, LETTERS)
     with pytest.raises(NotEqualError, match=reason):
         FastEncoder(rust, LETTERS)
+
+
+def test_where_tiktoken_cannot_be_imported_the_other_library_is_used_and_said(monkeypatch):
+    content = with_merges(("a", "b")).to_str()
+    expected = load_content(content).encode("abc ab")
+    monkeypatch.setitem(sys.modules, "tiktoken", None)
+    without = load_content(content)
+    assert without.encoder.startswith("tokenizers: import of tiktoken halted")
+    assert without.encode("abc ab").tolist() == without.encode_batch(["abc ab"])[0].tolist() == expected.tolist()
 
 
 def test_added_tokens_are_refused():

@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+import os
 import pickle
 import random
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -263,3 +265,9 @@ def test_a_huge_file_is_not_read(tmp_path):
         file.truncate(MOST_BYTES + 1)
     with pytest.raises(ConfigError, match="larger than 64 MB"):
         load_tokenizer(path)
+
+
+def test_a_device_is_not_read(monkeypatch):
+    monkeypatch.setattr(Path, "read_bytes", lambda path: pytest.fail("it would never end"))
+    with pytest.raises(ConfigError, match="no regular file"):
+        load_tokenizer(Path(os.devnull))

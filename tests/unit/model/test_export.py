@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sigma.memory.instant import patch
+from sigma.model import weights
 from sigma.model.modeling import SigmaForCausalLM
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -59,6 +61,19 @@ def test_loaded_weights_lie_where_new_ones_would(tiny_model, tmp_path):
     tiny_model().save_pretrained(tmp_path)
     loaded = SigmaForCausalLM.from_pretrained(tmp_path)
     assert {p.data_ptr() % 64 for p in loaded.parameters()} == {0}
+
+
+def test_what_a_file_has_is_not_drawn_again_where_it_lacks_another_part(tiny_model, tmp_path, monkeypatch):
+    model, seed = tiny_model(), weights._generator
+    model.save_pretrained(tmp_path)
+    parts = load_file(tmp_path / "model.safetensors")
+    for name in [name for name in parts if name.endswith("selection_bias")]:
+        del parts[name]
+    save_file(parts, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    monkeypatch.setattr(weights, "_generator", lambda *args: (time.sleep(0.01), seed(*args))[1])  # a slow thread
+    loaded = SigmaForCausalLM.from_pretrained(tmp_path)
+    redrawn = [name for name, value in loaded.named_parameters() if not torch.equal(value, model.get_parameter(name))]
+    assert redrawn == []
 
 
 def test_an_export_does_not_ask_for_instant(tiny_model, random_ids, tmp_path):
