@@ -98,16 +98,19 @@ class Router(nn.Module):
         self.n_experts, self.top_k, self.settings = n_experts, top_k, settings or RouterSettings()
         self.max_entropy = math.log(n_experts) if n_experts > 1 else 1.0  # one expert: every entropy is 0, never 0 / 0
         self.weight = nn.Parameter(torch.empty(n_experts, width))
-        self.register_buffer("selection_bias", torch.zeros(n_experts, dtype=torch.float32))
-        self.register_buffer("entropy_ema", torch.ones((), dtype=torch.float32))  # a fresh router is nearly uniform
-        self.register_buffer("load", torch.zeros(n_experts, dtype=torch.int64))
-        self.register_buffer("entropy_sum", torch.zeros((), dtype=torch.float32))
+        self.register_buffer("selection_bias", torch.empty(n_experts, dtype=torch.float32))
+        self.register_buffer("entropy_ema", torch.empty((), dtype=torch.float32))
+        self.register_buffer("load", torch.empty(n_experts, dtype=torch.int64))
+        self.register_buffer("entropy_sum", torch.empty((), dtype=torch.float32))
         self._aux_loss: Tensor | None = None
         self._metrics: dict[str, Tensor] = {}
         self.reset_parameters()
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Draw the weight, from `generator` or else the global one."""
+        """Draw the weight, from `generator` or else the global one; the state begins anew."""
+        for state in (self.selection_bias, self.load, self.entropy_sum):
+            init.zeros_(state)
+        init.ones_(self.entropy_ema)  # a fresh router is nearly uniform
         init.normal_(self.weight, std=INITIAL_LOGIT_STD / math.sqrt(self.weight.shape[1]), generator=generator)
 
     def forward(self, x_TD: Tensor, valid_T: Tensor | None = None) -> tuple[Tensor, Tensor]:

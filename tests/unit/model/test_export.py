@@ -76,6 +76,21 @@ def test_what_a_file_has_is_not_drawn_again_where_it_lacks_another_part(tiny_mod
     assert redrawn == []
 
 
+def test_state_of_routers_that_a_file_lacks_begins_anew(tiny_model, tmp_path):
+    model = tiny_model()
+    fresh = {name: value.clone() for name, value in model.named_buffers()}
+    for value in model.buffers():
+        value.add_(7)
+    model.save_pretrained(tmp_path)
+    parts = load_file(tmp_path / "model.safetensors")
+    lost = [name for name in parts if name.endswith(("selection_bias", "entropy_ema"))]
+    save_file({k: v for k, v in parts.items() if k not in lost}, tmp_path / "model.safetensors", {"format": "pt"})
+    loaded = SigmaForCausalLM.from_pretrained(tmp_path)
+    assert lost
+    for name, value in loaded.named_buffers():
+        assert torch.equal(value, fresh[name] if name in lost else fresh[name] + 7), name
+
+
 def test_an_export_does_not_ask_for_instant(tiny_model, random_ids, tmp_path):
     model = tiny_model(instant_enabled=True)
     model.save_pretrained(tmp_path)
