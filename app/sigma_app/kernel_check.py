@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 ROWS, WIDTH, EPS, TOLERANCE = 64, 768, 1e-6, 1e-5
 
 
-def kernel_lines(model: ModelSection | None = None) -> Iterator[str]:
+def kernel_lines(model: ModelSection) -> Iterator[str]:
     """What there is to say about the kernels of this start, as it becomes known; `model` is resolved.
 
     Raises MissingRequirementError.
@@ -35,15 +35,16 @@ def kernel_lines(model: ModelSection | None = None) -> Iterator[str]:
     yield check_kernel()
     device = torch.device("cuda", torch.cuda.current_device())
     if dispatch.why_not_triton(torch.empty(0, device=device)) is None:
-        yield check_pipelines(device, scan_sizes(model) if model else {})
-        yield take_launches(device)
+        yield take_launches(device)  # first: the loops are checked as they will be launched
+        yield check_pipelines(device, scan_sizes(model))
 
 
 def scan_sizes(model: ModelSection) -> dict[str, int]:
     """What `pipelined_loops` compiles in, of a resolved model."""
-    state = model.ssm_state or 0
-    pairs = round(state * model.ssm_rope_fraction / 2)
-    return {"head_size": model.ssm_head_dim, "state": state, "rank": model.mimo_rank or 1, "pairs": pairs}
+    assert model.ssm_state is not None
+    assert model.mimo_rank is not None
+    sizes = {"head_size": model.ssm_head_dim, "state": model.ssm_state, "rank": model.mimo_rank}
+    return sizes | {"pairs": model.rotating_pairs}
 
 
 def check_pipelines(device: torch.device, sizes: Mapping[str, int]) -> str:

@@ -13,14 +13,16 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 VARIABLE = "SIGMA_TUNED_TABLE"
 """Names the file in the environment."""
 
 Settings = dict[str, Any]  # setting -> a JSON value
+Made = TypeVar("Made")
 
 _rows: dict[tuple[str, str], Settings] = {}
+_made: dict[tuple[str, str], Any] = {}  # what an op made of its row, until the rows change
 _checks: dict[str, Callable[[Settings], None]] = {}
 
 
@@ -43,18 +45,31 @@ def settings(op: str, key: str) -> Settings | None:
     return _rows.get((op, key))
 
 
+def launch(op: str, key: str, make: Callable[[Settings], Made]) -> Made | None:
+    """`make` of the settings for an op and a key, made once; None where nothing was measured."""
+    if (op, key) not in _rows:
+        return None
+    if (op, key) not in _made:
+        _made[op, key] = make(_rows[op, key])
+    return _made[op, key]
+
+
 @contextmanager
 def using(op: str, key: str, chosen: Mapping[str, Any]) -> Iterator[None]:
     """Launch with `chosen` inside the block."""
-    before = _rows.get((op, key))
-    _rows[op, key] = dict(chosen)
+    before = dict(_rows)
+    _replace({**before, (op, key): dict(chosen)})
     try:
         yield
     finally:
-        if before is None:
-            del _rows[op, key]
-        else:
-            _rows[op, key] = before
+        _replace(before)
+
+
+def _replace(rows: Mapping[tuple[str, str], Settings]) -> None:
+    """Put these rows in force and no other."""
+    _made.clear()
+    _rows.clear()
+    _rows.update(rows)
 
 
 def load(path: Path) -> int:
@@ -63,7 +78,7 @@ def load(path: Path) -> int:
     Raises TunedTableError for a damaged file, one of other kernels, or a row that no launch can have; then no row is in
     force.
     """
-    _rows.clear()
+    _replace({})
     try:
         if not path.is_file():
             return 0
@@ -80,7 +95,7 @@ def load(path: Path) -> int:
                 _checks[op](row)
         except ValueError as error:
             raise TunedTableError(f"{path} is damaged ({op} {key}: {error})") from error
-    _rows.update(rows)
+    _replace(rows)
     return len(rows)
 
 
@@ -88,7 +103,7 @@ def save(path: Path, found: Mapping[tuple[str, str], Mapping[str, Any]]) -> None
     """Put rows into the table at `path`; rows of other keys stay when they belong to these kernels."""
     with suppress(TunedTableError):  # a table that cannot be used is replaced
         load(path)
-    _rows.update({at: dict(row) for at, row in found.items()})
+    _replace({**_rows, **{at: dict(row) for at, row in found.items()}})
     rows: dict[str, dict[str, Settings]] = {}
     for (op, key), row in sorted(_rows.items()):
         rows.setdefault(op, {})[key] = row

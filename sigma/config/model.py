@@ -60,3 +60,9 @@ class ModelSection:
 
     quant_mode: Literal["bitnet_1_58", "none"] = opt("bitnet_1_58", "Ternary mixer and expert matrices, or plain ones.")
     tie_embeddings: bool = opt(True, "Use the embedding as the output head.")
+
+    @property
+    def rotating_pairs(self) -> int:
+        """Pairs of state channels that rotate, of a resolved section."""
+        assert self.ssm_state is not None
+        return round(self.ssm_state * self.ssm_rope_fraction / 2)

@@ -134,12 +134,12 @@ def sigma_config_from(config: RunConfig, vocab_size: int) -> SigmaConfig:
     if open_flags:
         raise ConfigError(f"resolve the preset first: {', '.join(open_flags)} have no value yet")
     values = {_TRANSFORMERS_NAMES.get(f.name, f.name): getattr(section, f.name) for f in fields(ModelSection)}
-    multiple, expand, fraction = (values.pop(k) for k in ("vocab_multiple", "ssm_expand", "ssm_rope_fraction"))
+    multiple, expand, _ = (values.pop(k) for k in ("vocab_multiple", "ssm_expand", "ssm_rope_fraction"))
     return SigmaConfig(
         vocab_size=-(-vocab_size // multiple) * multiple,
         tokenizer_vocab_size=vocab_size,
         ssm_num_heads=_ssm_heads(values["hidden_size"], expand, values["ssm_head_dim"]),
-        ssm_rotating_pairs=round(values["ssm_state"] * fraction / 2),
+        ssm_rotating_pairs=section.rotating_pairs,
         instant_enabled=config.train.instant_enabled,
         init_seed=config.run.seed,
         **values,

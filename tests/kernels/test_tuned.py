@@ -133,3 +133,20 @@ def test_settings_hold_inside_their_block_only():
             assert tuned.settings("scan", "key") == {"rows": 64}
         assert tuned.settings("scan", "key") == {"rows": 32}
     assert tuned.settings("scan", "key") is None
+
+
+def test_a_launch_is_made_once_and_anew_when_its_row_changes(tmp_path):
+    made = []
+
+    def make(settings):
+        made.append(settings["rows"])
+        return made[-1]
+
+    assert tuned.launch("scan", "key", make) is None
+    with tuned.using("scan", "key", {"rows": 32}):
+        assert [tuned.launch("scan", "key", make) for _ in range(3)] == [32, 32, 32]
+        with tuned.using("scan", "key", {"rows": 64}):
+            assert tuned.launch("scan", "key", make) == 64
+        assert tuned.launch("scan", "key", make) == 32
+    assert made == [32, 64, 32]
+    assert tuned.launch("scan", "key", make) is None

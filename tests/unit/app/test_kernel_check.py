@@ -9,6 +9,7 @@ import torch
 from sigma.config.parse import parse
 from sigma.config.presets import resolve_parsed
 from sigma.core.errors import MissingRequirementError
+from sigma_app import kernel_check
 from sigma_app.kernel_check import EPS, check_kernel, check_pipelines, scan_sizes, take_launches
 from sigma_kernels import architecture, counters, dispatch, pipelining, tuned
 from sigma_kernels.rms_norm.reference import rms_norm_reference
@@ -140,3 +141,16 @@ def test_a_damaged_table_is_said_and_not_used(table):
     line = take_launches(CPU)
     assert f"{table} is damaged" in line
     assert "built in" in line
+
+
+def test_the_loops_are_checked_with_the_launches_that_are_in_force(monkeypatch):
+    asked = []
+    for name in ("check_kernel", "check_pipelines", "take_launches"):
+        monkeypatch.setattr(kernel_check, name, lambda *_, name=name: (asked.append(name), name)[1])
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch, "device", lambda *_: CPU)
+    monkeypatch.setattr(dispatch, "why_not_triton", lambda *_: None)
+    config = resolve_parsed(parse(["--device", "cpu"]), None).config
+    assert (
+        list(kernel_check.kernel_lines(config.model)) == asked == ["check_kernel", "take_launches", "check_pipelines"]
+    )
