@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -18,39 +17,33 @@ from sigma.optim.routing import Route, route
 from sigma_kernels import dispatch, tuned
 from sigma_kernels.orthogonalise.tunable import orthogonalise_tunable
 from sigma_kernels.scan.tunable import scan_tunable
-from sigma_kernels.tuning import Clock, Tunable, device_ms, search
+from sigma_kernels.tuning import Clock, Tunable, device_ms, search_all
 
 TOKENS = 1 << 15  # of a batch, where the configuration leaves its size open
 MOST_ELEMENTS = 1 << 25  # of a batch of matrices
 
 
 def tune(
-    tunables: Iterable[Tunable], table: Path, minutes: float, say: Callable[[str], None], clock: Clock = device_ms
+    makes: Sequence[Callable[[], Tunable]],
+    table: Path,
+    minutes: float,
+    say: Callable[[str], None],
+    clock: Clock = device_ms,
 ) -> None:
-    """Search each op, at most `minutes` in all. Whatever wins is saved at once: an interruption loses none of it.
-
-    Raises ConfigError when the table cannot be written.
-    """
+    """Search each op, at most `minutes` in all. Raises ConfigError when the table cannot be written."""
     try:
         tuned.save(table, {})
     except (OSError, ValueError) as error:
         raise ConfigError(f"{tuned.VARIABLE}: cannot write {table} ({error}); name another file") from error
-    end = time.monotonic() + 60 * minutes
-    for tunable in tunables:
-        keep = partial(_keep, table, tunable)
-        found = search(tunable, clock, say, lambda: time.monotonic() < end, keep)
-        keep(found.settings)
-        say(f"{tunable.op} {tunable.key}: {found.before_ms:.3f} -> {found.after_ms:.3f} ms")
-    rest = "" if time.monotonic() < end else f"; the {minutes:g} minutes are over, not every candidate was tried"
+    enough = search_all(makes, table, minutes, say, clock)
+    rest = "" if enough else f"; the {minutes:g} minutes are over, not every candidate was tried"
     say(f"later starts use {table}{rest}")
 
 
-def _keep(table: Path, tunable: Tunable, settings: tuned.Settings) -> None:
-    tuned.save(table, {(tunable.op, tunable.key): settings})
-
-
-def tunables_of(config: RunConfig, device: torch.device) -> Iterable[Tunable]:
+def tunables_of(config: RunConfig, device: torch.device) -> list[Callable[[], Tunable]]:
     """What the training of a resolved configuration launches most: the scan, and the optimizer's symmetric products.
+
+    Each is made, with its tensors, when its turn comes.
 
     Raises MissingRequirementError where no kernel of ours runs.
     """
@@ -58,10 +51,9 @@ def tunables_of(config: RunConfig, device: torch.device) -> Iterable[Tunable]:
         raise MissingRequirementError(f"there are no launches to tune: {reason}")
     model_config = sigma_config_from(config, load_tokenizer(config.data.tokenizer).vocab_size)
     dtype = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
-    yield _scan(config, model_config, dtype, device)
-    if config.train.optimizer != "adamw":
-        for count, rows, columns in matrix_shapes(_routes(config, model_config)):
-            yield orthogonalise_tunable(count, rows, columns, device)
+    shapes = [] if config.train.optimizer == "adamw" else matrix_shapes(_routes(config, model_config))
+    products = [partial(orthogonalise_tunable, *shape, device) for shape in shapes]
+    return [partial(_scan, config, model_config, dtype, device), *products]
 
 
 def _scan(config: RunConfig, model: SigmaConfig, dtype: torch.dtype, device: torch.device) -> Tunable:

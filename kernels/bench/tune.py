@@ -1,6 +1,6 @@
 """Search the launches of the kernels at the sizes of the bars, for the tables in the code.
 
-The rows that it prints and keeps in tuned.json go by hand into `scan/triton_launch.py` and `orthogonalise/kernel.py`,
+The rows that it keeps in tuned.json go by hand into `scan/triton_launch.py` and `orthogonalise/kernel.py`,
 with the device that they were measured on. `sigma tune` does the same for the sizes of one run.
 """
 
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -16,10 +15,9 @@ from pathlib import Path
 import torch
 from record import require_cuda, stamp
 
-from sigma_kernels import tuned
 from sigma_kernels.orthogonalise.tunable import orthogonalise_tunable
 from sigma_kernels.scan.tunable import scan_tunable
-from sigma_kernels.tuning import Tunable, search
+from sigma_kernels.tuning import Tunable, search_all
 
 Make = Callable[[torch.device], Tunable]
 
@@ -56,13 +54,9 @@ def main(arguments: list[str]) -> int:
     given = parser.parse_args(arguments)
     require_cuda()
     print(stamp(), flush=True)
-    chosen = [make for name, make in TUNABLES.items() if given.only in name]
-    for make in chosen:
-        tunable, end = make(torch.device("cuda", 0)), time.monotonic() + 60 * given.minutes / len(chosen)
-        found = search(tunable, say=partial(print, flush=True), goes_on=lambda end=end: time.monotonic() < end)
-        tuned.save(given.table, {(tunable.op, tunable.key): found.settings})
-        speed = f"{found.before_ms:.3f} -> {found.after_ms:.3f} ms"
-        print(f"{tunable.op} {tunable.key}: {speed}: {found.settings}", flush=True)
+    device = torch.device("cuda", 0)
+    chosen = [partial(make, device) for name, make in TUNABLES.items() if given.only in name]
+    search_all(chosen, given.table, given.minutes, partial(print, flush=True))
     return 0 if chosen else 1
 
 

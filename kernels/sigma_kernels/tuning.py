@@ -6,8 +6,10 @@ that changes them is a miscompiled kernel.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -81,6 +83,28 @@ def search(
                 best, best_ms = candidate, ms
                 keep(best)
     return Found(best, before_ms, best_ms)
+
+
+def search_all(
+    makes: Sequence[Callable[[], Tunable]], table: Path, minutes: float, say: Say, clock: Clock = device_ms
+) -> bool:
+    """Search one op after the other, each in an equal share of the time that is left; whether it was enough for all.
+
+    Whatever wins is saved at once: an interruption loses none of it.
+    """
+    end, enough = time.monotonic() + 60 * minutes, True
+    for number, make in enumerate(makes):
+        tunable, now = make(), time.monotonic()
+        own_end = now + (end - now) / (len(makes) - number)
+
+        def keep(settings: tuned.Settings, at: tuple[str, str] = (tunable.op, tunable.key)) -> None:
+            tuned.save(table, {at: settings})
+
+        found = search(tunable, clock, say, lambda own_end=own_end: time.monotonic() < own_end, keep)
+        keep(found.settings)
+        enough = enough and time.monotonic() < own_end
+        say(f"{tunable.op} {tunable.key}: {found.before_ms:.3f} -> {found.after_ms:.3f} ms")
+    return enough
 
 
 def _try(

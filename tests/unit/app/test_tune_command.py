@@ -1,6 +1,7 @@
 """`sigma tune` searches what a run launches, and keeps what it found."""
 
 import itertools
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -42,7 +43,7 @@ def speed(key: str):
 def test_what_was_found_is_said_and_saved(tmp_path):
     pytest.importorskip("triton")
     lines = []
-    tune([two_speeds("a")], tmp_path / "tuned.json", 1.0, lines.append, speed("a"))
+    tune([partial(two_speeds, "a")], tmp_path / "tuned.json", 1.0, lines.append, speed("a"))
     assert lines[-2:] == ["op a: 1.000 -> 0.500 ms", f"later starts use {tmp_path / 'tuned.json'}"]
     tuned.load(tmp_path / "none")
     assert tuned.load(tmp_path / "tuned.json") == 1
@@ -59,7 +60,7 @@ def test_what_won_before_an_interruption_is_kept(tmp_path):
         return speed("a")(call)
 
     with pytest.raises(KeyboardInterrupt):
-        tune([tunable], tmp_path / "tuned.json", 1.0, lambda line: None, clock)
+        tune([lambda: tunable], tmp_path / "tuned.json", 1.0, lambda line: None, clock)
     assert tuned.load(tmp_path / "tuned.json") == 1
     assert tuned.settings("op", "a") == {"warps": 8}
 
@@ -70,22 +71,38 @@ def test_a_table_that_cannot_be_written_ends_it_before_the_search(name, tmp_path
     (tmp_path / "folder").mkdir()
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match="SIGMA_TUNED_TABLE: cannot write"):
-        tune([two_speeds("a")], Path(name), 1.0, lambda line: None, lambda call: pytest.fail("it searched"))
+        tune([partial(two_speeds, "a")], Path(name), 1.0, lambda line: None, lambda call: pytest.fail("it searched"))
 
 
 def test_without_kernels_there_is_nothing_to_tune():
     config = resolve_parsed(parse(["--device", "cpu", "--preset", "demo"]), None).config
     with pytest.raises(MissingRequirementError, match="no launches to tune: "):
-        list(tunables_of(config, torch.device("cpu")))
+        tunables_of(config, torch.device("cpu"))
 
 
 def test_when_its_time_is_over_it_says_that_not_everything_was_tried(tmp_path, monkeypatch):
     minutes = itertools.count(step=60.0)
     monkeypatch.setattr("time.monotonic", lambda: float(next(minutes)))
     lines = []
-    tune([two_speeds("a")], tmp_path / "tuned.json", 0.5, lines.append, speed("a"))
+    tune([partial(two_speeds, "a")], tmp_path / "tuned.json", 0.5, lines.append, speed("a"))
     assert tuned.settings("op", "a") == {"warps": 4}
     assert "the 0.5 minutes are over, not every candidate was tried" in lines[-1]
+
+
+def test_an_op_with_many_candidates_leaves_the_next_one_its_share(tmp_path, monkeypatch):
+    pytest.importorskip("triton")
+    seconds = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: seconds[0])
+
+    def clock(call):
+        seconds[0] += 10
+        return 1.0
+
+    many = Tunable("op", "many", {"warps": 0}, {"warps": list(range(1, 100))}, lambda: [torch.ones(1)])
+    lines = []
+    tune([lambda: many, partial(two_speeds, "few")], tmp_path / "tuned.json", 1.0, lines.append, clock)
+    tried = [line for line in lines if line.startswith("  warps")]
+    assert tried == [f"  warps {n} in place of 0: 1.000 ms" for n in (1, 2)] + ["  warps 8 in place of 4: 1.000 ms"]
 
 
 def test_a_run_is_tuned_for_its_own_sizes(monkeypatch):
@@ -103,13 +120,13 @@ def test_a_run_is_tuned_for_its_own_sizes(monkeypatch):
         "1",
     ]
     config = resolve_parsed(parse(argv), None).config
-    scan, *products = tunables_of(config, torch.device("cpu"))
+    scan, *products = (make() for make in tunables_of(config, torch.device("cpu")))
     assert scan.op == "scan"
     assert scan.key == "sm_90 P64 N64 R2 32 bits"
     assert {p.op for p in products} == {"orthogonalise"}
     assert len({p.key for p in products}) == len(products) > 1
     adamw = resolve_parsed(parse([*argv, "--optimizer", "adamw"]), None).config
-    assert [t.op for t in tunables_of(adamw, torch.device("cpu"))] == ["scan"]
+    assert [make().op for make in tunables_of(adamw, torch.device("cpu"))] == ["scan"]
 
 
 def test_of_matrices_with_about_as_many_rows_those_with_the_most_elements_are_taken():
