@@ -28,6 +28,7 @@ from trial_start import Start, environment
 
 ROOT = Path(__file__).resolve().parent.parent
 LARGEST = 40
+WARM_STARTS = 3
 SWAPPED_TRITON = "triton-*.tar.xz"
 _CARRY = "import sys; from pathlib import Path; from bundle import native; native.carry(Path(sys.argv[1]))"
 _PREFLIGHT = """
@@ -201,16 +202,20 @@ def first_line(trial: Trial) -> dict[str, float]:
 
 
 def steps(trial: Trial, folder: Path, name: str) -> dict[str, Any]:
-    """A start with empty caches up to its first step, then one with warm caches through all its steps."""
+    """A start with empty caches up to its first step, then with warm ones: some up to there, one through all steps."""
     home = trial.work / f"home {name}"
-    cold = Start(folder, home, trial.work / f"{name}_cold", cuda=trial.cuda)
-    found = {"cold": cold.until_first_step(trial.limit_s / 3)}
-    warm = Start(folder, home, trial.work / f"{name}_warm", cuda=trial.cuda)
+
+    def start(kind: str) -> Start:
+        return Start(folder, home, trial.work / f"{name}_{kind}", cuda=trial.cuda)
+
+    starts = [start("cold"), *(start(f"warm_{number}") for number in range(WARM_STARTS)), start("warm")]
+    found: dict[str, Any] = {"cold": starts[0].until_first_step(trial.limit_s / 3)}
     try:
-        found["warm"] = warm.to_the_end(trial.limit_s * 2 / 3)
+        again = [one.until_first_step(trial.limit_s / 6)["first_step_s"] for one in starts[1:-1]]
+        found |= {"warm first steps": again, "warm": starts[-1].to_the_end(trial.limit_s / 2)}
     finally:
-        for start in (cold, warm):
-            trial.say("\n".join(start.lines[-40:]))
+        for one in starts:
+            trial.say("\n".join(one.lines[-40:]))
     return {**found, "bars": {"first_line_s": 0.5, "cold first_step_s": 30, "warm first_step_s": 8}}
 
 
@@ -256,7 +261,7 @@ STAGES: tuple[tuple[str, float, Callable[[Trial], Any]], ...] = (
     ("sizes", 20, sizes),
     ("copy", 60, copy),
     ("first line", 20, first_line),
-    ("built Triton", 170, built_triton),
+    ("built Triton", 180, built_triton),
     ("swap Triton", 60, swap_triton),
     ("other Triton", 150, other_triton),
     ("selftest", 120, selftest),

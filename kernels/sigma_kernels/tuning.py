@@ -18,7 +18,7 @@ from torch import Tensor
 from sigma_kernels import tuned
 
 LEAST_GAIN = 0.02  # of the time: less is noise
-MOST_ERROR = 1e-2  # relative distance of a result: another order of summation in 16 bits, and no more
+MOST_ERROR = 5e-2  # relative distance of two results: other chunks in 16 bits give 3e-2, a miscompiled kernel about 1
 
 Call = Callable[[], Sequence[Tensor]]
 Clock = Callable[[Call], float]
@@ -47,10 +47,10 @@ class Found:
 
 
 def device_ms(call: Call) -> float:
-    """Median time of a call on the GPU."""
-    from triton.testing import do_bench
+    """Median time of a call on the GPU, replayed from a graph: launched one by one, a small op would time the host."""
+    from triton.testing import do_bench_cudagraph
 
-    median = do_bench(call, warmup=25, rep=150, return_mode="median")
+    median = do_bench_cudagraph(call, rep=100, return_mode="median")
     assert isinstance(median, float)
     return median
 
@@ -130,6 +130,6 @@ def _worst_distance(results: Sequence[Tensor], expected: Sequence[Tensor]) -> fl
 
 
 def _distance(result: Tensor, good: Tensor) -> float:
-    good = good.double()
+    result, good = result.detach(), good.double()
     norm = torch.linalg.vector_norm(good).clamp_min(torch.finfo(torch.float32).tiny)
     return float(torch.linalg.vector_norm(result.double() - good) / norm)

@@ -37,7 +37,7 @@ def test_every_candidate_of_a_search_runs_and_computes_the_same(rank):
     )
     lines = []
     found = search(
-        shortened(scan, rows=scan.candidates["rows"], pairs=[32, 64], output=[[8, None], [4, 128]]), say=lines.append
+        shortened(scan, rows=scan.candidates["rows"], output=[[8, None, 32], [4, 128, 64]]), say=lines.append
     )
     assert found.after_ms <= found.before_ms
     assert all(line.endswith(" ms") or line.endswith("taken") or line.endswith("now") for line in lines), lines

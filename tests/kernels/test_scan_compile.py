@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sigma_kernels.architecture import architecture_of
-from sigma_kernels.scan.triton_launch import tiles_of
+from sigma_kernels.scan.triton_launch import ChannelLaunch, tiles_of
 from tests.kernels.compile_only import EVERY_CAPABILITY, Usage, compile_kernel
 
 pytest.importorskip("triton")
@@ -19,7 +19,7 @@ CONSUMER_SHARED_MEMORY = 99 * 1024
 WARPGROUP_SPILLS = {
     "chunk_outer_kernel": (0, 0),
     "chunk_outer_backward_kernel": (0, 0),
-    "scan_output_kernel": (0, 48),
+    "scan_output_kernel": (8, 48),
     "norm_backward_kernel": (24, 744),
     "value_gradient_kernel": (24, 296),
     "matrix_gradient_kernel": (16, 104),
@@ -50,21 +50,25 @@ def kernels(rank: int, capability: int = 90) -> dict[str, tuple[Any, dict[str, A
     tiles = tiles_of(shape_class(HEAD_SIZE, STATE, rank, torch.bfloat16, architecture_of(capability)))
     n = Sizes(8, 4096, HEADS, HEAD_SIZE, STATE, rank, 1, PAIRS, tiles)
     phase = {"HEADS": n.heads_phase, "BLOCK_S": n.block_s, "STEPS": n.steps, "STAGES": PHASE_STAGES}
-    matrix = n.matrix(torch.bfloat16)
-    heads = {name: matrix[name] for name in ("S", "N", "G", "R", "RANK", "HALF")} | {"STEPS": tiles.sum_rows // rank}
+    heads = {"S": PAIRS, "N": STATE, "G": 1, "R": rank, "RANK": rank, "STEPS": tiles.sum_rows // rank}
+    heads["HALF"] = n.channels(tiles.over_heads)["HALF"]
+
+    def tiled(launch: ChannelLaunch) -> tuple[dict[str, Any], dict[str, Any]]:
+        return n.matrix(launch, torch.bfloat16), launch.options()
+
     specified = {
         "coefficients_kernel": (COEFFICIENT_TILE, {"num_warps": 4}),
         "coefficients_backward_kernel": (COEFFICIENT_TILE, {"num_warps": 4}),
         "phase_forward_kernel": (phase, tiles.phase.options()),
         "phase_backward_kernel": (phase | {"BLOCK_RESTART": 16, "EXACT": False}, tiles.phase_backward.options()),
-        "chunk_outer_kernel": (matrix, tiles.outer.options()),
-        "chunk_outer_backward_kernel": (matrix, tiles.outer.options()),
+        "chunk_outer_kernel": tiled(tiles.outer),
+        "chunk_outer_backward_kernel": tiled(tiles.outer),
         "state_pass_kernel": (n.state_pass(), tiles.state_pass.options()),
         "state_pass_backward_kernel": (n.state_pass(), tiles.state_pass.options()),
-        "scan_output_kernel": (matrix, tiles.output.options()),
-        "norm_backward_kernel": (matrix, tiles.output.options()),
-        "value_gradient_kernel": (matrix, tiles.value.options()),
-        "matrix_gradient_kernel": (matrix, tiles.matrix.options()),
+        "scan_output_kernel": tiled(tiles.output),
+        "norm_backward_kernel": tiled(tiles.output),
+        "value_gradient_kernel": tiled(tiles.value),
+        "matrix_gradient_kernel": tiled(tiles.matrix),
         "over_heads_kernel": (heads, tiles.over_heads.options()),
     }
     return {name: (getattr(triton_scan, name), *found) for name, found in specified.items()}

@@ -22,12 +22,12 @@ def empty(tmp_path):
 
 def test_what_is_saved_is_in_force_after_a_load_and_other_rows_stay(tmp_path):
     path = tmp_path / "deep" / "tuned.json"
-    tuned.save(path, {("scan", "sm_90 a"): {"rows": 64, "output": [4, None]}})
+    tuned.save(path, {("scan", "sm_90 a"): {"rows": 64, "output": [4, None, 64]}})
     tuned.save(path, {("scan", "sm_90 b"): {"rows": 32}, ("orthogonalise", "x"): {"tile": TILE}})
     tuned.load(tmp_path / "none")
     assert tuned.settings("scan", "sm_90 a") is None
     assert tuned.load(path) == 3
-    assert tuned.settings("scan", "sm_90 a") == {"rows": 64, "output": [4, None]}
+    assert tuned.settings("scan", "sm_90 a") == {"rows": 64, "output": [4, None, 64]}
     assert tuned.settings("orthogonalise", "sm_90 a") is None
 
 
@@ -44,9 +44,10 @@ def test_a_damaged_table_is_refused_and_replaced_by_the_next_one(content, tmp_pa
     assert tuned.load(path) == 1
 
 
-GOOD = {"rows": 64, "pairs": 32, "sum_rows": 4, "heads_phase": 16, "output": [8, None], "phase": [1, 168]}
+GOOD = {"rows": 64, "sum_rows": 4, "heads_phase": 16, "output": [8, None, 32], "phase": [1, 168]}
 WRONG = [
-    {"warps": 4}, {"rows": 48}, {"rows": "64"}, {"rows": True}, {"rows": 1 << 70}, {"pairs": 0}, {"sum_rows": 2.0},
+    {"warps": 4}, {"rows": 48}, {"rows": "64"}, {"rows": True}, {"rows": 1 << 70}, {"sum_rows": 2.0},
+    {"output": [8, None, 0]}, {"output": [8, None]}, {"phase": [1, 168, 32]},
     {"heads_phase": None}, {"output": 4}, {"output": [0, None]}, {"output": [3, None]}, {"output": [4]},
     {"output": [4, 1e3]}, {"output": [4, 0]}, {"phase": {"warps": 4}}, {"steps": [4, None]},
 ]  # fmt: skip

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sigma_kernels.architecture import architecture
 from sigma_kernels.pipelining import stages
-from sigma_kernels.scan.triton_launch import ShapeClass, Tiles, padded_rank, tiles_of
+from sigma_kernels.scan.triton_launch import ChannelLaunch, ShapeClass, Tiles, padded_rank, tiles_of
 
 COEFFICIENT_TILE = {"STEPS": 64, "HEADS": 16}
 PASS_PAIRS = 16  # pairs of a program of the state passes, with all of P
@@ -91,14 +91,19 @@ class Sizes:
     def block_s(self) -> int:
         return power_of_two(self.S, 32)
 
-    def matrix(self, dtype: torch.dtype) -> dict[str, Any]:
-        """The compile-time arguments of a kernel that multiplies matrices."""
+    def channels(self, launch: ChannelLaunch) -> dict[str, int]:
+        """How a kernel takes the pairs: PARTS tiles of HALF."""
         pairs = pairs_tile(self.N)
-        parts = max(1, pairs // self.tiles.pairs)
+        parts = max(1, pairs // launch.pairs)
+        return {"HALF": pairs // parts, "PARTS": parts}
+
+    def matrix(self, launch: ChannelLaunch, dtype: torch.dtype) -> dict[str, Any]:
+        """The compile-time arguments of a kernel that multiplies matrices."""
         return {
             "S": self.S, "P": self.P, "N": self.N, "G": self.G, "R": self.R, "RANK": padded_rank(self.R),
-            "STEPS": self.steps, "HALF": pairs // parts, "PARTS": parts,
-            "BLOCK_P": power_of_two(self.P, LEAST_TILE), "PRECISION": "tf32x3" if dtype == torch.float32 else "tf32",
+            "STEPS": self.steps, "BLOCK_P": power_of_two(self.P, LEAST_TILE),
+            "PRECISION": "tf32x3" if dtype == torch.float32 else "tf32",
+            **self.channels(launch),
         }  # fmt: skip
 
     def state_pass(self) -> dict[str, Any]:

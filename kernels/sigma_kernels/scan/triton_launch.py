@@ -5,7 +5,7 @@ What `sigma tune` measured on this machine (`tuned`) wins over the table.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import astuple, dataclass, fields, replace
 from functools import cache
 from itertools import product
 from typing import Any, Literal
@@ -27,19 +27,25 @@ class Launch:
 
 
 @dataclass(frozen=True)
+class ChannelLaunch(Launch):
+    """`Launch` of a kernel that takes its channels in tiles, with the pairs of one tile."""
+
+    pairs: int = 64
+
+
+@dataclass(frozen=True)
 class Tiles:
     """Rows (steps x rank) of a chunk, and how each kernel is launched."""
 
-    outer: Launch
-    output: Launch
-    value: Launch
-    matrix: Launch
-    over_heads: Launch = Launch(1)
+    outer: ChannelLaunch
+    output: ChannelLaunch
+    value: ChannelLaunch
+    matrix: ChannelLaunch
+    over_heads: ChannelLaunch = ChannelLaunch(1)
     phase: Launch = Launch()
     phase_backward: Launch = Launch()
     state_pass: Launch = Launch()
     rows: int = 64  # the height of the tensor cores' tiles with four warps
-    pairs: int = 64  # of channels in one tile
     sum_rows: int = 8  # of one program of the sums over heads
     heads_phase: int = 8  # most heads of one program of the phases
 
@@ -48,32 +54,38 @@ class Tiles:
         return max(16, self.rows // padded_rank(rank))
 
     def settings(self) -> tuned.Settings:
-        """As JSON: a launch is [warps, registers]."""
+        """As JSON: a launch is [warps, registers], or [warps, registers, pairs]."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {name: [v.warps, v.registers] if isinstance(v, Launch) else v for name, v in values.items()}
+        return {name: list(astuple(v)) if isinstance(v, Launch) else v for name, v in values.items()}
 
     def with_settings(self, settings: tuned.Settings) -> Tiles:
         """These tiles with `settings` in the form of `settings()`."""
-        changed = {name: Launch(*v) if isinstance(v, list) else v for name, v in settings.items()}
+        changed = {name: type(getattr(self, name))(*v) if isinstance(v, list) else v for name, v in settings.items()}
         return replace(self, **changed)
 
 
-LEAST_MOST = {"rows": (16, 512), "pairs": (32, 128), "sum_rows": (1, 64), "heads_phase": (1, 64)}
+LEAST_MOST = {"rows": (16, 512), "sum_rows": (1, 64), "heads_phase": (1, 64)}
+PAIRS = (32, 128)
 
 
 def check_settings(settings: tuned.Settings) -> None:
     """Raises ValueError for what is not of the form of `Tiles.settings()`, or no kernel can be launched with."""
-    names = {field.name for field in fields(Tiles)}
+    present = WARPS.settings()
     for name, value in settings.items():
         good = tuned.power_of_two(value, *LEAST_MOST[name]) if name in LEAST_MOST else _is_launch(value)
-        if name not in names or not good:
+        if name not in present or not good or _length(value) != _length(present[name]):
             raise ValueError(f"{name} = {str(value)[:40]} is no launch of the scan")
 
 
 def _is_launch(value: Any) -> bool:
-    if not isinstance(value, list) or len(value) != 2 or not tuned.power_of_two(value[0], 1, 16):
+    if not isinstance(value, list) or _length(value) < 2 or not tuned.power_of_two(value[0], 1, 16):
         return False
-    return value[1] is None or (type(value[1]) is int and 24 <= value[1] <= 255)
+    few = value[1] is None or (type(value[1]) is int and 24 <= value[1] <= 255)
+    return few and all(tuned.power_of_two(pairs, *PAIRS) for pairs in value[2:])
+
+
+def _length(value: Any) -> int:
+    return len(value) if isinstance(value, list) else 0
 
 
 tuned.check_rows("scan", check_settings)
@@ -86,17 +98,30 @@ def padded_rank(rank: int) -> int:
 
 Rank = Literal["siso", "mimo"]
 
-WARPGROUPS = Tiles(Launch(4, 128), Launch(4, 168), Launch(4), Launch(4))
+SISO = Tiles(
+    outer=ChannelLaunch(4, 96, 32),
+    output=ChannelLaunch(4, 168, 32),
+    value=ChannelLaunch(4),
+    matrix=ChannelLaunch(4, 168, 32),
+)
+MIMO = replace(SISO, value=ChannelLaunch(4, None, 32), matrix=ChannelLaunch(4, None, 32))
 """With the matrix products of sm_90 and sm_100, whose operands lie in shared memory."""
 
-WARPS = Tiles(Launch(8), Launch(8), Launch(8), Launch(8))
+WARPS = Tiles(ChannelLaunch(8), ChannelLaunch(8), ChannelLaunch(8), ChannelLaunch(8))
 """With operands in registers (sm_80, 86, 89, 120): twice the warps, so that they fit."""
 
+
+def _of_width(tiles: Tiles, bits: int) -> Tiles:
+    """fp32 takes twice the shared memory, and more registers: the fewer pairs, and no bound."""
+    if bits == 16:
+        return tiles
+    launches = {field.name: getattr(tiles, field.name) for field in fields(tiles)}
+    channels = {name: launch for name, launch in launches.items() if isinstance(launch, ChannelLaunch)}
+    return replace(tiles, **{name: ChannelLaunch(launch.warps, None, 32) for name, launch in channels.items()})
+
+
 TABLE: dict[tuple[str, Rank, int], Tiles] = {
-    (name, rank, bits): replace(
-        WARPGROUPS if name in WARPGROUP_PRODUCTS else WARPS,
-        pairs=64 if bits == 16 else 32,  # fp32 takes twice the shared memory
-    )
+    (name, rank, bits): _of_width((SISO if rank == "siso" else MIMO) if name in WARPGROUP_PRODUCTS else WARPS, bits)
     for name, rank, bits in product(ARCHITECTURES.values(), ("siso", "mimo"), (16, 32))
 }
 

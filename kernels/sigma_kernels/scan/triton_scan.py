@@ -30,6 +30,7 @@ from sigma_kernels.pipelining import stages
 from sigma_kernels.scan.triton_call import COEFFICIENT_TILE, PHASE_STAGES, Inputs, Phases, Sizes, power_of_two
 from sigma_kernels.scan.triton_coefficients import coefficients_backward_kernel, coefficients_kernel
 from sigma_kernels.scan.triton_gradients import matrix_gradient_kernel, over_heads_kernel, value_gradient_kernel
+from sigma_kernels.scan.triton_launch import padded_rank
 from sigma_kernels.scan.triton_output import norm_backward_kernel, scan_output_kernel
 from sigma_kernels.scan.triton_phase import phase_backward_kernel, phase_forward_kernel
 from sigma_kernels.scan.triton_states import (
@@ -74,7 +75,7 @@ def launch_forward(n: Sizes, given: Inputs) -> tuple[Tensor, Tensor, Tensor, Pha
     scan_output_kernel[(n.H, n.chunks, n.B)](
         *given.matrices(), phases.phase_BHTS, x, z, given.expand_x, given.expand_z, given.combine,
         phases.g_BHT, phases.scale_BHT, phases.gamma_BHT, given.skip, given.norm, starts, given.sequence, y,
-        n.T, n.H, *x.stride()[:3], *z.stride()[:3], **n.matrix(x.dtype), **n.tiles.output.options(),
+        n.T, n.H, *x.stride()[:3], *z.stride()[:3], **n.matrix(n.tiles.output, x.dtype), **n.tiles.output.options(),
     )  # fmt: skip
     return y, starts, final, phases
 
@@ -101,10 +102,10 @@ def _states(n: Sizes, given: Inputs, phases: Phases) -> tuple[Tensor, Tensor]:
     """(the states at the starts of the chunks [B, H, C, N2, P], the last state, fp32)."""
     x = given.x
     added = torch.empty(n.B, n.H, n.chunks, n.N2, n.P, dtype=x.dtype, device=x.device)
-    matrix = n.matrix(x.dtype)
     chunk_outer_kernel[(n.H, n.chunks, n.B)](
         given.k, given.k_bias, phases.phase_BHTS, x, given.expand_x, phases.g_BHT, phases.scale_BHT,
-        given.sequence, added, n.T, n.H, *x.stride()[:3], **matrix, **n.tiles.outer.options(),
+        given.sequence, added, n.T, n.H, *x.stride()[:3],
+        **n.matrix(n.tiles.outer, x.dtype), **n.tiles.outer.options(),
     )  # fmt: skip
     return pass_states(n, given, phases, added)
 
@@ -166,7 +167,7 @@ def _norm_backward(
         *given.matrices(), phases.phase_BHTS, x, z, given.expand_x, given.expand_z, given.combine,
         phases.g_BHT, phases.scale_BHT, phases.gamma_BHT, given.skip, given.norm, starts, given.sequence,
         dout, dy, dz, parts["norm"], parts["expand_z"], parts["combine"],
-        n.T, n.H, *x.stride()[:3], *z.stride()[:3], **n.matrix(x.dtype), **n.tiles.output.options(),
+        n.T, n.H, *x.stride()[:3], *z.stride()[:3], **n.matrix(n.tiles.output, x.dtype), **n.tiles.output.options(),
     )  # fmt: skip
 
 
@@ -178,10 +179,11 @@ def _state_gradients(
 
     Fills dY from dout, unless dout is None.
     """
-    z, dstart, matrix = given.z, torch.empty_like(starts), n.matrix(starts.dtype)
+    z, dstart = given.z, torch.empty_like(starts)
     chunk_outer_backward_kernel[(n.H, n.chunks, n.B)](
         given.q, given.q_bias, phases.phase_BHTS, dout, z, given.expand_z, given.combine, dy, phases.g_BHT,
-        given.sequence, dstart, n.T, n.H, *z.stride()[:3], **matrix, **n.tiles.outer.options(),
+        given.sequence, dstart, n.T, n.H, *z.stride()[:3],
+        **n.matrix(n.tiles.outer, starts.dtype), **n.tiles.outer.options(),
     )  # fmt: skip
     return pass_state_gradients(n, given, phases, starts, final, dstart, dfinal)
 
@@ -214,7 +216,7 @@ def _value_gradients(
         *given.matrices(), phases.phase_BHTS, x, z, given.expand_x, given.expand_z, given.combine,
         phases.g_BHT, phases.scale_BHT, phases.gamma_BHT, given.skip, starts, dend, given.sequence, dout, dy,
         dx, dz, *numbers, parts["skip"], parts["expand_x"], parts["expand_z"], parts["combine"],
-        n.T, n.H, *x.stride()[:3], *z.stride()[:3], **n.matrix(x.dtype), **n.tiles.value.options(),
+        n.T, n.H, *x.stride()[:3], *z.stride()[:3], **n.matrix(n.tiles.value, x.dtype), **n.tiles.value.options(),
     )  # fmt: skip
     return dx, *numbers
 
@@ -223,13 +225,13 @@ def _matrix_gradients(
     n: Sizes, given: Inputs, phases: Phases, starts: Tensor, dend: Tensor, dy: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(the turned dq and dk of each head, d phase)."""
-    x, sizes = given.x, n.matrix(given.x.dtype)
+    x = given.x
     dq, dk = _rows(n, given, n.R, n.H, n.N2), _rows(n, given, n.R, n.H, n.N2)
     dphase = torch.empty(n.B, n.H, n.T, n.S, dtype=torch.float32, device=x.device)  # bf16 would cost d angle 4e-3
     matrix_gradient_kernel[(n.H, n.chunks, n.B)](
         *given.matrices(), phases.phase_BHTS, x, given.expand_x, phases.g_BHT, phases.scale_BHT, phases.gamma_BHT,
         starts, dend, given.sequence, dy, dq, dk, dphase, n.T, n.H, *x.stride()[:3],
-        **sizes, **n.tiles.matrix.options(),
+        **n.matrix(n.tiles.matrix, x.dtype), **n.tiles.matrix.options(),
     )  # fmt: skip
     return dq, dk, dphase
 
@@ -238,14 +240,13 @@ def _over_heads(
     n: Sizes, given: Inputs, phases: Phases, head_BTRHN: Tensor, matrix: Tensor, bias: Tensor
 ) -> tuple[Tensor, Tensor]:
     """(the gradient of one matrix, of its bias) from the turned one of each head."""
-    sizes = n.matrix(matrix.dtype)
-    rank, parts = sizes["RANK"], sizes["PARTS"]
+    rank, channels = padded_rank(n.R), n.channels(n.tiles.over_heads)
     steps = max(1, n.tiles.sum_rows // rank)
     blocks = -(-n.T // steps)
     out, biases = torch.empty_like(matrix), bias.new_empty(n.B * blocks, *bias.shape)
-    over_heads_kernel[(blocks, n.G * parts, n.B)](
+    over_heads_kernel[(blocks, n.G * channels["PARTS"], n.B)](
         head_BTRHN, phases.phase_BHTS, out, biases, n.T, n.H,
-        S=n.S, N=n.N, G=n.G, R=n.R, RANK=rank, STEPS=steps, HALF=sizes["HALF"], **n.tiles.over_heads.options(),
+        S=n.S, N=n.N, G=n.G, R=n.R, RANK=rank, STEPS=steps, HALF=channels["HALF"], **n.tiles.over_heads.options(),
     )  # fmt: skip
     return out, biases.sum(0)
 

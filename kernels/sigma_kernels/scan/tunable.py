@@ -13,6 +13,7 @@ from sigma_kernels.scan.triton_launch import padded_rank, tiles_of
 from sigma_kernels.tuning import Tunable
 
 LAUNCHES = [[4, None], [4, 200], [4, 168], [4, 128], [4, 96], [8, None], [8, 128], [2, None]]
+TILED_LAUNCHES = [[*launch, pairs] for launch in LAUNCHES for pairs in (32, 64)]
 SMALL_LAUNCHES = [[1, None], [2, None], [4, None], [8, None]]
 
 
@@ -31,9 +32,9 @@ def scan_tunable(
     kind = shape_class(shape[3], state, rank, dtype, architecture(device))
     candidates = {
         "rows": [32, 64, 128] if rank == 1 else [16 * padded_rank(rank), 32 * padded_rank(rank)],
-        "pairs": [32, 64],
-        **dict.fromkeys(("output", "value", "matrix", "outer"), LAUNCHES),
-        **dict.fromkeys(("over_heads", "phase", "phase_backward", "state_pass"), SMALL_LAUNCHES),
+        **dict.fromkeys(("output", "value", "matrix", "outer"), TILED_LAUNCHES),
+        "over_heads": [[warps, None, pairs] for warps in (1, 2) for pairs in (32, 64)],
+        **dict.fromkeys(("phase", "phase_backward", "state_pass"), SMALL_LAUNCHES),
         "sum_rows": [4, 8, 16],
         "heads_phase": [1, 2, 4, 8, 16],
     }
