@@ -45,12 +45,20 @@ MIMO = {"expand_x_ptr", "expand_z_ptr", "combine_ptr", "dexpand_x_ptr", "dexpand
 def kernels(rank: int, capability: int = 90) -> dict[str, tuple[Any, dict[str, Any], dict[str, Any]]]:
     """Kernel, compile-time arguments and launch options by name, as the table has them for bf16."""
     from sigma_kernels.scan import triton_scan
-    from sigma_kernels.scan.triton_call import COEFFICIENT_TILE, PHASE_STAGES, Sizes, shape_class
+    from sigma_kernels.scan.triton_call import COEFFICIENT_TILE, PHASE_STAGES, SUM_STAGES, Sizes, shape_class
 
     tiles = tiles_of(shape_class(HEAD_SIZE, STATE, rank, torch.bfloat16, architecture_of(capability)))
     n = Sizes(8, 4096, HEADS, HEAD_SIZE, STATE, rank, 1, PAIRS, tiles)
     phase = {"HEADS": n.heads_phase, "BLOCK_S": n.block_s, "STEPS": n.steps, "STAGES": PHASE_STAGES}
-    heads = {"S": PAIRS, "N": STATE, "G": 1, "R": rank, "RANK": rank, "STEPS": tiles.sum_rows // rank}
+    heads = {
+        "S": PAIRS,
+        "N": STATE,
+        "G": 1,
+        "R": rank,
+        "RANK": rank,
+        "STEPS": tiles.sum_rows // rank,
+        "STAGES": SUM_STAGES,
+    }
     heads["HALF"] = n.channels(tiles.over_heads)["HALF"]
 
     def tiled(launch: ChannelLaunch) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -66,7 +74,7 @@ def kernels(rank: int, capability: int = 90) -> dict[str, tuple[Any, dict[str, A
         "state_pass_kernel": (n.state_pass(), tiles.state_pass.options()),
         "state_pass_backward_kernel": (n.state_pass(), tiles.state_pass.options()),
         "scan_output_kernel": tiled(tiles.output),
-        "norm_backward_kernel": tiled(tiles.output),
+        "norm_backward_kernel": tiled(tiles.norm_backward),
         "value_gradient_kernel": tiled(tiles.value),
         "matrix_gradient_kernel": tiled(tiles.matrix),
         "over_heads_kernel": (heads, tiles.over_heads.options()),

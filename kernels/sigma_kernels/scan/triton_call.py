@@ -16,6 +16,7 @@ COEFFICIENT_TILE = {"STEPS": 64, "HEADS": 16}
 PASS_PAIRS = 16  # pairs of a program of the state passes, with all of P
 PASS_STAGES = 3  # chunks whose states are on their way at a time
 PHASE_STAGES = 3  # heads whose phases are on their way at a time
+SUM_STAGES = 3  # heads whose gradients are
 LEAST_TILE = 64  # columns of a product; products 32 columns wide were wrong on sm_90 (Triton 3.6, docs/log.md)
 
 

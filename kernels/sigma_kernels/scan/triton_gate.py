@@ -10,7 +10,7 @@ import triton.language as tl
 
 from sigma_kernels.scan.kernel_math import sigmoid, sigmoid_for_16_bits
 from sigma_kernels.scan.prepare import NORM_EPS
-from sigma_kernels.scan.triton_tiles import once, over_ranks, over_steps, rank_vectors, value_rows
+from sigma_kernels.scan.triton_tiles import once, rank_sums, rank_vectors, rounded_over_ranks, value_rows
 
 EPS = tl.constexpr(NORM_EPS)
 
@@ -82,21 +82,23 @@ def store_gate_gradients(
 ):  # fmt: skip
     """dz of the steps `t` [B, T, H, P]; and the program's part of d combine and d expand_z, [., H, R, P].
 
-    `y` is what the gate multiplies, fp32 rows.
+    `y` is what the gate multiplies, fp32 rows. Returns the gradient of y.
     """
+    EXACT: tl.constexpr = z_ptr.dtype.element_ty == tl.float32
     z, gate, open_ = gate_rows(z_ptr, expand_z_ptr, row, rank, head, inside, stride_t, P, R, BLOCK_P)
     dout = _dout_rows(dout_ptr, first, row, rank, head, inside, H, P, R, BLOCK_P)
     if combine_ptr is not None:
-        store_by_rank(dcombine_ptr, partial, dout * y * gate * open_, STEPS, RANK, R, P, BLOCK_P)
+        store_by_rank(dcombine_ptr, partial, dout * y * gate * open_, rank, RANK, R, P, BLOCK_P, EXACT)
     dout = combined(dout, combine_ptr, rank, head, inside, P, R, BLOCK_P)
     dz = dout * y * open_ * (1 + gate * (1 - open_))
     if expand_z_ptr is not None:
-        store_by_rank(dexpand_z_ptr, partial, dz * z, STEPS, RANK, R, P, BLOCK_P)
+        store_by_rank(dexpand_z_ptr, partial, dz * z, rank, RANK, R, P, BLOCK_P, EXACT)
         dz *= rank_vectors(expand_z_ptr, rank, head, P, R, BLOCK_P)
-    dz = over_ranks(dz, STEPS, RANK, BLOCK_P)
+    dz = rounded_over_ranks(dz, STEPS, RANK, BLOCK_P, z_ptr.dtype.element_ty)
     p = tl.arange(0, BLOCK_P)
     at = dz_ptr + (first * H + head) * P + (t * H)[:, None] * P + p[None, :]
     tl.store(at, dz.to(dz_ptr.dtype.element_ty), mask=here[:, None] & (p < P)[None, :])
+    return dout * gate * open_
 
 
 @triton.jit
@@ -120,12 +122,12 @@ def norm_backward(y, dy, norm_ptr, dnorm_ptr, partial, head, P: tl.constexpr, BL
 
 @triton.jit
 def store_by_rank(
-    out_ptr, partial, rows, STEPS: tl.constexpr, RANK: tl.constexpr, R: tl.constexpr, P: tl.constexpr,
-    BLOCK_P: tl.constexpr,
+    out_ptr, partial, rows, rank, RANK: tl.constexpr, R: tl.constexpr, P: tl.constexpr, BLOCK_P: tl.constexpr,
+    EXACT: tl.constexpr,
 ):  # fmt: skip
     """The sum over the steps, for each rank: [STEPS * RANK, P] -> out[partial], [R, P]."""
-    total = over_steps(rows, STEPS, RANK, BLOCK_P)
-    r = tl.arange(0, RANK)
+    total = rank_sums(rows, rank, RANK, EXACT)
+    r = tl.arange(0, total.shape[0])
     p = tl.arange(0, BLOCK_P)
     out = (partial * R + r)[:, None] * P + p[None, :]
     tl.store(out_ptr + out, total, mask=(r < R)[:, None] & (p < P)[None, :])

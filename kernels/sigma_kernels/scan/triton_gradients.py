@@ -24,11 +24,13 @@ from sigma_kernels.scan.triton_tiles import (
     by_step,
     chunk_rows,
     entering_weight,
+    group_of,
     leaving_weight,
     over_ranks,
     over_steps,
     pair_parts,
     rank_vectors,
+    rounded_over_ranks,
     row_angles,
     row_weights,
     state_tile,
@@ -75,7 +77,7 @@ def value_gradient_kernel(
     head = tl.program_id(0)
     chunk = tl.program_id(1)
     batch = tl.program_id(2).to(tl.int64)
-    group = head // (H // G)
+    group = group_of(head, H, G)
     start = chunk * STEPS
     end = tl.minimum(start + STEPS, T) - 1
     row, rank, inside = chunk_rows(start, T, R, STEPS, RANK)
@@ -150,9 +152,9 @@ def value_gradient_kernel(
     dx = tl.dot(tl.trans(mixing), dy, dx * scale[:, None], input_precision=PRECISION) + skip * dy.to(tl.float32)
     if expand_x_ptr is not None:
         plain = value_rows(x_ptr, None, row, rank, head, inside, x_stride_t, 0, P, R, BLOCK_P).to(tl.float32)
-        store_by_rank(dexpand_x_ptr, partial, dx * plain, STEPS, RANK, R, P, BLOCK_P)
+        store_by_rank(dexpand_x_ptr, partial, dx * plain, rank, RANK, R, P, BLOCK_P, dtype == tl.float32)
         dx *= rank_vectors(expand_x_ptr, rank, head, P, R, BLOCK_P)
-    dx = over_ranks(dx, STEPS, RANK, BLOCK_P)
+    dx = rounded_over_ranks(dx, STEPS, RANK, BLOCK_P, dtype)
     at = dx_ptr + (first * H + head) * P + (t * H)[:, None] * P + p[None, :]
     tl.store(at, dx.to(dx_ptr.dtype.element_ty), mask=here[:, None] & (p < P)[None, :])
 
@@ -172,7 +174,7 @@ def matrix_gradient_kernel(
     head = tl.program_id(0)
     chunk = tl.program_id(1)
     batch = tl.program_id(2).to(tl.int64)
-    group = head // (H // G)
+    group = group_of(head, H, G)
     start = chunk * STEPS
     end = tl.minimum(start + STEPS, T) - 1
     row, rank, inside = chunk_rows(start, T, R, STEPS, RANK)
@@ -221,7 +223,7 @@ def matrix_gradient_kernel(
 def over_heads_kernel(
     head_ptr, phase_ptr, out_ptr, bias_ptr, T, H,
     S: tl.constexpr, N: tl.constexpr, G: tl.constexpr, R: tl.constexpr,
-    RANK: tl.constexpr, STEPS: tl.constexpr, HALF: tl.constexpr,
+    RANK: tl.constexpr, STEPS: tl.constexpr, HALF: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Turns dq or dk [B, T, R, H, N2] back and sums it over the heads of a group, and over steps for the biases.
 
@@ -247,7 +249,7 @@ def over_heads_kernel(
     high_of_rank = (r < R)[:, None] & (n < N // 2)[None, :]
     sum_low = tl.zeros((M, HALF), tl.float32)
     sum_high = tl.zeros((M, HALF), tl.float32)
-    for head in range(group * (H // G), (group + 1) * (H // G)):
+    for head in tl.range(group * (H // G), (group + 1) * (H // G), num_stages=STAGES):
         at = head_ptr + (((row * R + rank) * H + head) * N2)[:, None] + n2[None, :]
         d0, d1 = pair_parts(tl.load(at, mask=known, other=0.0).to(tl.float32), M, HALF)
         cos, sin = row_angles(phase_ptr + ((batch * H + head) * T + start) * S, row, inside, pair, S, HALF)

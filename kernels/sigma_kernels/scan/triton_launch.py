@@ -41,6 +41,7 @@ class Tiles:
     output: ChannelLaunch
     value: ChannelLaunch
     matrix: ChannelLaunch
+    norm_backward: ChannelLaunch
     over_heads: ChannelLaunch = ChannelLaunch(1)
     phase: Launch = Launch()
     phase_backward: Launch = Launch()
@@ -103,11 +104,12 @@ SISO = Tiles(
     output=ChannelLaunch(4, 168, 32),
     value=ChannelLaunch(4),
     matrix=ChannelLaunch(4, 168, 32),
+    norm_backward=ChannelLaunch(4, None, 32),
 )
 MIMO = replace(SISO, value=ChannelLaunch(4, None, 32), matrix=ChannelLaunch(4, None, 32))
 """With the matrix products of sm_90 and sm_100, whose operands lie in shared memory."""
 
-WARPS = Tiles(ChannelLaunch(8), ChannelLaunch(8), ChannelLaunch(8), ChannelLaunch(8))
+WARPS = Tiles(*[ChannelLaunch(8)] * 5)
 """With operands in registers (sm_80, 86, 89, 120): twice the warps, so that they fit."""
 
 

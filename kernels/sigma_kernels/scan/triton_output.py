@@ -11,7 +11,6 @@ import triton.language as tl
 from sigma_kernels.scan.triton_gate import (
     combined,
     gate_rows,
-    gradient_rows,
     norm_backward,
     normed,
     store_dy_rows,
@@ -22,6 +21,7 @@ from sigma_kernels.scan.triton_tiles import (
     ask_for_state,
     chunk_rows,
     entering_weight,
+    group_of,
     over_ranks,
     row_weights,
     state_tile,
@@ -51,7 +51,7 @@ def raw_output(
     M: tl.constexpr = STEPS * RANK
     row, rank, inside = chunk_rows(start, T, R, STEPS, RANK)
     step = start + row
-    group = head // (H // G)
+    group = group_of(head, H, G)
     ask_for_state(start_ptr, N2, P)
     ask_for(x_ptr + tl.where(inside, row, 0) * stride_t)
     g = tl.load(g_ptr + own + row, mask=inside, other=0.0)
@@ -135,13 +135,10 @@ def norm_backward_kernel(
     partial = (batch * tl.num_programs(1) + chunk) * H + head
     t = tl.arange(0, STEPS)
     z_ptr += batch * z_stride_b + start.to(tl.int64) * z_stride_t + head.to(tl.int64) * z_stride_h
-    store_gate_gradients(
+    dy = store_gate_gradients(
         normed(y, norm_ptr, head, P, BLOCK_P), dout_ptr, z_ptr, expand_z_ptr, combine_ptr, dz_ptr, dexpand_z_ptr,
         dcombine_ptr, first, partial, row, rank, t, head, inside, t < T - start, H, z_stride_t,
         P, R, STEPS, RANK, BLOCK_P,
     )  # fmt: skip
-    dy = gradient_rows(
-        dout_ptr, z_ptr, expand_z_ptr, combine_ptr, first, row, rank, head, inside, H, z_stride_t, P, R, BLOCK_P
-    )
     dy = norm_backward(y, dy, norm_ptr, dnorm_ptr, partial, head, P, BLOCK_P).to(dy_ptr.dtype.element_ty)
     store_dy_rows(dy_ptr, dy, first, row, rank, head, inside, H, P, R, BLOCK_P)

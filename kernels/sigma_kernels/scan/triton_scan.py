@@ -27,7 +27,15 @@ from torch.autograd.function import once_differentiable
 
 from sigma_kernels import counters
 from sigma_kernels.pipelining import stages
-from sigma_kernels.scan.triton_call import COEFFICIENT_TILE, PHASE_STAGES, Inputs, Phases, Sizes, power_of_two
+from sigma_kernels.scan.triton_call import (
+    COEFFICIENT_TILE,
+    PHASE_STAGES,
+    SUM_STAGES,
+    Inputs,
+    Phases,
+    Sizes,
+    power_of_two,
+)
 from sigma_kernels.scan.triton_coefficients import coefficients_backward_kernel, coefficients_kernel
 from sigma_kernels.scan.triton_gradients import matrix_gradient_kernel, over_heads_kernel, value_gradient_kernel
 from sigma_kernels.scan.triton_launch import padded_rank
@@ -167,7 +175,8 @@ def _norm_backward(
         *given.matrices(), phases.phase_BHTS, x, z, given.expand_x, given.expand_z, given.combine,
         phases.g_BHT, phases.scale_BHT, phases.gamma_BHT, given.skip, given.norm, starts, given.sequence,
         dout, dy, dz, parts["norm"], parts["expand_z"], parts["combine"],
-        n.T, n.H, *x.stride()[:3], *z.stride()[:3], **n.matrix(n.tiles.output, x.dtype), **n.tiles.output.options(),
+        n.T, n.H, *x.stride()[:3], *z.stride()[:3], **n.matrix(n.tiles.norm_backward, x.dtype),
+        **n.tiles.norm_backward.options(),
     )  # fmt: skip
 
 
@@ -246,7 +255,8 @@ def _over_heads(
     out, biases = torch.empty_like(matrix), bias.new_empty(n.B * blocks, *bias.shape)
     over_heads_kernel[(blocks, n.G * channels["PARTS"], n.B)](
         head_BTRHN, phases.phase_BHTS, out, biases, n.T, n.H,
-        S=n.S, N=n.N, G=n.G, R=n.R, RANK=rank, STEPS=steps, HALF=channels["HALF"], **n.tiles.over_heads.options(),
+        S=n.S, N=n.N, G=n.G, R=n.R, RANK=rank, STEPS=steps, HALF=channels["HALF"], STAGES=stages(SUM_STAGES),
+        **n.tiles.over_heads.options(),
     )  # fmt: skip
     return out, biases.sum(0)
 

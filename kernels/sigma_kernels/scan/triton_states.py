@@ -13,7 +13,14 @@ import triton.language as tl
 
 from sigma_kernels.scan.kernel_math import cos_sin, exp2
 from sigma_kernels.scan.triton_gate import dy_rows, gradient_rows, store_dy_rows
-from sigma_kernels.scan.triton_tiles import chunk_rows, entering_weight, leaving_weight, turned_rows, value_rows
+from sigma_kernels.scan.triton_tiles import (
+    chunk_rows,
+    entering_weight,
+    group_of,
+    leaving_weight,
+    turned_rows,
+    value_rows,
+)
 
 
 @triton.jit
@@ -54,7 +61,7 @@ def chunk_outer_kernel(
     own = (batch * H + head) * T + start
     phase_ptr += own * S
     k_ptr += (batch * T + start) * (R * G * N)
-    group = head // (H // G)
+    group = group_of(head, H, G)
     x_ptr += batch * stride_b + start.to(tl.int64) * stride_t + head.to(tl.int64) * stride_h
     x = value_rows(x_ptr, expand_x_ptr, row, rank, head, inside, stride_t, 0, P, R, BLOCK_P)
     g = tl.load(g_ptr + own + row, mask=inside, other=0.0)
@@ -94,7 +101,7 @@ def chunk_outer_backward_kernel(
     first = batch * T + start
     phase_ptr += own * S
     q_ptr += first * (R * G * N)
-    group = head // (H // G)
+    group = group_of(head, H, G)
     if dout_ptr is not None:
         z_ptr += batch * stride_b + start.to(tl.int64) * stride_t + head.to(tl.int64) * stride_h
         dy = gradient_rows(

@@ -52,6 +52,16 @@ def chunk_rows(start, T, R: tl.constexpr, STEPS: tl.constexpr, RANK: tl.constexp
 
 
 @triton.jit
+def group_of(head, H, G: tl.constexpr):
+    """The matrices that a head uses. One group needs no division, on which everything would wait."""
+    if G == 1:
+        group = 0
+    else:
+        group = head // (H // G)
+    return group
+
+
+@triton.jit
 def row_angles(phase_ptr, row, inside, pair, S: tl.constexpr, HALF: tl.constexpr):
     """(cos, sin) of every row and of the pairs from `pair` on, [M, HALF]; phases are [., S], from S on none turns."""
     column = pair + tl.arange(0, HALF)
@@ -87,6 +97,12 @@ def matrix_rows(
         u0 += tl.load(own, mask=low, other=0.0)
         u1 += tl.load(own + split, mask=high, other=0.0)
     return u0, u1
+
+
+@triton.jit
+def spread(vectors, STEPS: tl.constexpr, RANK: tl.constexpr, WIDTH: tl.constexpr):
+    """[RANK, WIDTH] -> [STEPS * RANK, WIDTH], the vector of each row's rank."""
+    return tl.reshape(tl.broadcast_to(vectors[None, :, :], (STEPS, RANK, WIDTH)), (STEPS * RANK, WIDTH))
 
 
 @triton.jit
@@ -227,6 +243,36 @@ def over_ranks(rows, STEPS: tl.constexpr, RANK: tl.constexpr, WIDTH: tl.constexp
         out = rows
     else:
         out = tl.sum(tl.reshape(rows, (STEPS, RANK, WIDTH)), 1)
+    return out
+
+
+@triton.jit
+def rank_sums(rows, rank, RANK: tl.constexpr, EXACT: tl.constexpr):
+    """[STEPS * RANK, WIDTH] -> the sum over the steps [max(RANK, 16), WIDTH], zero from RANK on.
+
+    A product, because sums over the rows of a tile go through shared memory with every thread of a warp in one bank.
+    Without EXACT each row is rounded to bf16.
+    """
+    LEAST: tl.constexpr = 16  # rows that a product has
+    r = tl.arange(0, max(RANK, LEAST))
+    ones = tl.where(r[:, None] == rank[None, :], 1.0, 0.0)
+    if EXACT:
+        out = tl.dot(ones, rows, input_precision="tf32x3")
+    else:
+        out = tl.dot(ones.to(tl.bfloat16), rows.to(tl.bfloat16))
+    return out
+
+
+@triton.jit
+def rounded_over_ranks(
+    rows, STEPS: tl.constexpr, RANK: tl.constexpr, WIDTH: tl.constexpr, dtype: tl.constexpr
+):  # fmt: skip
+    """`over_ranks` of rows that are rounded to `dtype` before where it has 16 bits: a product needs no shuffles."""
+    if RANK == 1 or dtype == tl.float32:
+        out = over_ranks(rows, STEPS, RANK, WIDTH)
+    else:
+        ones = tl.where(tl.arange(0, STEPS)[:, None] == tl.arange(0, STEPS * RANK)[None, :] // RANK, 1.0, 0.0)
+        out = tl.dot(ones.to(dtype), rows.to(dtype))
     return out
 
 

@@ -32,7 +32,7 @@ def scan_tunable(
     kind = shape_class(shape[3], state, rank, dtype, architecture(device))
     candidates = {
         "rows": [32, 64, 128] if rank == 1 else [16 * padded_rank(rank), 32 * padded_rank(rank)],
-        **dict.fromkeys(("output", "value", "matrix", "outer"), TILED_LAUNCHES),
+        **dict.fromkeys(("output", "value", "matrix", "outer") + (("norm_backward",) if norm else ()), TILED_LAUNCHES),
         "over_heads": [[warps, None, pairs] for warps in (1, 2) for pairs in (32, 64)],
         **dict.fromkeys(("phase", "phase_backward", "state_pass"), SMALL_LAUNCHES),
         "sum_rows": [4, 8, 16],
