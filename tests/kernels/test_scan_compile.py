@@ -45,30 +45,30 @@ MIMO = {"expand_x_ptr", "expand_z_ptr", "combine_ptr", "dexpand_x_ptr", "dexpand
 def kernels(rank: int, capability: int = 90) -> dict[str, tuple[Any, dict[str, Any], dict[str, Any]]]:
     """Kernel, compile-time arguments and launch options by name, as the table has them for bf16."""
     from sigma_kernels.scan import triton_scan
-    from sigma_kernels.scan.triton_call import COEFFICIENT_TILE, PHASE_STAGES, SUM_STAGES, Sizes, shape_class
+    from sigma_kernels.scan.triton_call import (
+        COEFFICIENT_TILE,
+        PHASE_BACKWARD_STEPS,
+        PHASE_STEPS,
+        SUM_STAGES,
+        Sizes,
+        shape_class,
+    )
 
     tiles = tiles_of(shape_class(HEAD_SIZE, STATE, rank, torch.bfloat16, architecture_of(capability)))
     n = Sizes(8, 4096, HEADS, HEAD_SIZE, STATE, rank, 1, PAIRS, tiles)
-    phase = {"HEADS": n.heads_phase, "BLOCK_S": n.block_s, "STEPS": n.steps, "STAGES": PHASE_STAGES}
-    heads = {
-        "S": PAIRS,
-        "N": STATE,
-        "G": 1,
-        "R": rank,
-        "RANK": rank,
-        "STEPS": tiles.sum_rows // rank,
-        "STAGES": SUM_STAGES,
-    }
-    heads["HALF"] = n.channels(tiles.over_heads)["HALF"]
+    phase = {"HEADS": n.heads_phase, "BLOCK_S": n.block_s, "STEPS": n.steps}
+    phase_backward = phase | {"BLOCK_RESTART": 16, "AT_ONCE": PHASE_BACKWARD_STEPS}
+    heads = {"S": PAIRS, "N": STATE, "G": 1, "R": rank, "RANK": rank, "STEPS": tiles.sum_rows // rank}
+    heads |= {"HALF": n.channels(tiles.over_heads)["HALF"], "STAGES": SUM_STAGES}
 
     def tiled(launch: ChannelLaunch) -> tuple[dict[str, Any], dict[str, Any]]:
         return n.matrix(launch, torch.bfloat16), launch.options()
 
     specified = {
-        "coefficients_kernel": (COEFFICIENT_TILE, {"num_warps": 4}),
+        "coefficients_kernel": (COEFFICIENT_TILE | {"BLOCK_S": n.block_s}, {"num_warps": 4}),
         "coefficients_backward_kernel": (COEFFICIENT_TILE, {"num_warps": 4}),
-        "phase_forward_kernel": (phase, tiles.phase.options()),
-        "phase_backward_kernel": (phase | {"BLOCK_RESTART": 16, "EXACT": False}, tiles.phase_backward.options()),
+        "phase_forward_kernel": (phase | {"AT_ONCE": PHASE_STEPS}, tiles.phase.options()),
+        "phase_backward_kernel": (phase_backward, tiles.phase_backward.options()),
         "chunk_outer_kernel": tiled(tiles.outer),
         "chunk_outer_backward_kernel": tiled(tiles.outer),
         "state_pass_kernel": (n.state_pass(), tiles.state_pass.options()),

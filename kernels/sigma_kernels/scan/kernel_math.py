@@ -87,23 +87,28 @@ def heavy_tail(a):
 
 
 @triton.jit
-def turns_to_int32(turns):
-    """Turns (fp32 or fp64) as int32 multiples of 2^-32 turn: rounded half to even, then wrapped modulo one turn.
+def counts_to_int32(counts):
+    """Multiples of 2^-32 turn (fp32 or fp64) as int32: rounded half to even, then wrapped modulo one turn.
 
-    Adding and taking away 2^23 (2^52 in fp64) rounds half to even below that number, above which every float is an
-    integer. Whole turns go first, exactly, so that the count fits 32 bits: fp32 needs no 64-bit integer.
+    One instruction rounds to 64 bits, of which the lower half is the wrapped count.
     """
-    magnitude = tl.abs(turns)
-    if turns.dtype == tl.float64:
-        integers_from: tl.constexpr = 4503599627370496.0
+    if LIBDEVICE:
+        if counts.dtype == tl.float64:
+            integers = tl.inline_asm_elementwise("cvt.rni.s64.f64 $0, $1;", "=l,d", [counts], tl.int64, True, 1)
+        else:
+            integers = tl.inline_asm_elementwise("cvt.rni.s64.f32 $0, $1;", "=l,f", [counts], tl.int64, True, 1)
     else:
-        integers_from: tl.constexpr = 8388608.0
-    whole = (magnitude + integers_from) - integers_from
-    count = tl.abs(tl.where(magnitude < integers_from, magnitude - whole, 0.0)) * 4294967296.0
-    rounded = (count + integers_from) - integers_from
-    rounded = tl.where(count < integers_from, rounded, count).to(tl.uint32).to(tl.int32, bitcast=True)
-    # the remainder of `magnitude` is negative where it was rounded up
-    return tl.where((turns < 0) != (magnitude < whole), -rounded, rounded)
+        # adding and taking away 1.5 * 2^52 rounds half to even below 2^51; from there on every fp32 is an integer
+        shift: tl.constexpr = 6755399441055744.0
+        wide = counts.to(tl.float64)
+        integers = tl.where(tl.abs(wide) < 2251799813685248.0, (wide + shift) - shift, wide).to(tl.int64)
+    return integers.to(tl.int32)
+
+
+@triton.jit
+def turns_to_int32(turns):
+    """Turns (fp32 or fp64) as int32 multiples of 2^-32 turn; scaling by a power of two is exact."""
+    return counts_to_int32(turns * 4294967296.0)
 
 
 @triton.jit

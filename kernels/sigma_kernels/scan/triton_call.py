@@ -15,8 +15,9 @@ from sigma_kernels.scan.triton_launch import ChannelLaunch, ShapeClass, Tiles, p
 COEFFICIENT_TILE = {"STEPS": 64, "HEADS": 16}
 PASS_PAIRS = 16  # pairs of a program of the state passes, with all of P
 PASS_STAGES = 3  # chunks whose states are on their way at a time
-PHASE_STAGES = 3  # heads whose phases are on their way at a time
-SUM_STAGES = 3  # heads whose gradients are
+PHASE_STEPS = 8  # steps that a thread of the phases loads at a time
+PHASE_BACKWARD_STEPS = 4  # their gradients take more registers
+SUM_STAGES = 3  # heads whose gradients are on their way at a time
 LEAST_TILE = 64  # columns of a product; products 32 columns wide were wrong on sm_90 (Triton 3.6, docs/log.md)
 
 
@@ -71,8 +72,13 @@ class Sizes:
 
     @property
     def heads_phase(self) -> int:
-        """Heads of one program of the phases."""
-        return next(d for d in range(min(self.H, self.tiles.heads_phase), 0, -1) if self.H % d == 0)
+        """Heads of one program of the phases, a power of two: fewer where a head turns more than 32 pairs."""
+        return max(1, min(power_of_two(self.H, 1), self.tiles.heads_phase * 32 // self.block_s))
+
+    @property
+    def phase_grid(self) -> tuple[int, int, int]:
+        """Chunks, batch, head blocks."""
+        return self.chunks, self.B, -(-self.H // self.heads_phase)
 
     @property
     def state_parts(self) -> int:
@@ -117,7 +123,7 @@ class Sizes:
 
 @dataclass
 class Phases:
-    """What `coefficients_kernel` and `phase_forward_kernel` write."""
+    """What `coefficients_kernel` and `phase_forward_kernel` write; the rate is in counts of 2^-32 turn."""
 
     phase_BHTS: Tensor
     total_BHCS: Tensor
@@ -125,6 +131,7 @@ class Phases:
     g_BHT: Tensor
     scale_BHT: Tensor
     gamma_BHT: Tensor
+    rate_BTS: Tensor
 
 
 @dataclass

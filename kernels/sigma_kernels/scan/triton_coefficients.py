@@ -2,6 +2,7 @@
 
 dt = softplus(dd_dt + bias)    gamma = lambda dt    scale = gamma + (1 - lambda) dt of the next step
 log decay = -dt f(dd_a)        lambda = sigmoid(trap)
+rate = 2^31 tanh(angle), the counts of 2^-32 turn per unit of time (backward: in triton_phase.py)
 """
 
 # The device code is a language of its own, which the type checker takes for Python.
@@ -12,10 +13,11 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from sigma_kernels.scan.kernel_math import heavy_tail, softplus
+from sigma_kernels.scan.kernel_math import heavy_tail, softplus, tanh
 from sigma_kernels.scan.prepare import DECAY_FLOOR
 
 FLOOR = tl.constexpr(DECAY_FLOOR)
+HALF_TURN = tl.constexpr(2.0**31)
 
 
 @triton.jit
@@ -43,10 +45,12 @@ def _neighbour(index_ptr, row, step, offset: tl.constexpr, inside, T):
 
 @triton.jit
 def coefficients_kernel(
-    dd_dt_ptr, dd_a_ptr, trap_ptr, bias_ptr, valid_ptr, next_ptr, dt_ptr, log_decay_ptr, scale_ptr, gamma_ptr,
-    T, H, stride_dt, stride_a, stride_trap, STEPS: tl.constexpr, HEADS: tl.constexpr,
+    dd_dt_ptr, dd_a_ptr, trap_ptr, angle_ptr, bias_ptr, valid_ptr, next_ptr,
+    dt_ptr, log_decay_ptr, scale_ptr, gamma_ptr, rate_ptr,
+    T, H, S, stride_dt, stride_a, stride_trap, stride_angle,
+    STEPS: tl.constexpr, HEADS: tl.constexpr, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
-    """Grid (step blocks, head blocks, batch); writes four fp32 [B, H, T]."""
+    """Grid (step blocks, head blocks, batch); writes four fp32 [B, H, T], and the rate, fp32 [B, T, S]."""
     step = tl.program_id(0) * STEPS + tl.arange(0, STEPS)
     head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)
     batch = tl.program_id(2).to(tl.int64)
@@ -69,6 +73,11 @@ def coefficients_kernel(
     tl.store(log_decay_ptr + out, log_decay, mask=stored)
     tl.store(scale_ptr + out, gamma + left, mask=stored)
     tl.store(gamma_ptr + out, gamma, mask=stored)
+    if tl.program_id(1) == 0:
+        pair = tl.arange(0, BLOCK_S)
+        turning = inside[:, None] & (pair < S)[None, :]
+        angle = _load(angle_ptr, row, pair, stride_angle, _valid(valid_ptr, row, turning))
+        tl.store(rate_ptr + row[:, None] * S + pair[None, :], tanh(angle) * HALF_TURN, mask=turning)
 
 
 @triton.jit

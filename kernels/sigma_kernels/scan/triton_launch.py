@@ -43,12 +43,12 @@ class Tiles:
     matrix: ChannelLaunch
     norm_backward: ChannelLaunch
     over_heads: ChannelLaunch = ChannelLaunch(1)
-    phase: Launch = Launch()
-    phase_backward: Launch = Launch()
+    phase: Launch = Launch(1)  # one warp holds the heads of a program, so that their sums wait for no other
+    phase_backward: Launch = Launch(1)
     state_pass: Launch = Launch()
     rows: int = 64  # the height of the tensor cores' tiles with four warps
     sum_rows: int = 8  # of one program of the sums over heads
-    heads_phase: int = 8  # most heads of one program of the phases
+    heads_phase: int = 8  # most heads of one program of the phases, at up to 32 pairs
 
     def steps(self, rank: int) -> int:
         """Steps of a chunk: every 64 for SISO, 16 for rank 4 and more (16 is the least that a product takes)."""

@@ -29,7 +29,8 @@ from sigma_kernels import counters
 from sigma_kernels.pipelining import stages
 from sigma_kernels.scan.triton_call import (
     COEFFICIENT_TILE,
-    PHASE_STAGES,
+    PHASE_BACKWARD_STEPS,
+    PHASE_STEPS,
     SUM_STAGES,
     Inputs,
     Phases,
@@ -91,19 +92,20 @@ def launch_forward(n: Sizes, given: Inputs) -> tuple[Tensor, Tensor, Tensor, Pha
 def make_phases(n: Sizes, given: Inputs) -> Phases:
     """The numbers of the recurrence, and the phases inside the chunks."""
     stored = torch.int32 if given.x.dtype == torch.float32 else torch.int16
-    device, heads = given.x.device, n.heads_phase
+    device = given.x.device
     dt, log_decay, g, scale, gamma = torch.empty(5, n.B, n.H, n.T, dtype=torch.float32, device=device)
+    rate = torch.empty(n.B, n.T, n.S, dtype=torch.float32, device=device)
     coefficients_kernel[n.coefficient_grid](
-        given.dd_dt, given.dd_a, given.trap, given.dt_bias, given.valid, given.next, dt, log_decay, scale, gamma,
-        n.T, n.H, *given.strides()[:3], **COEFFICIENT_TILE,
+        given.dd_dt, given.dd_a, given.trap, given.angle, given.dt_bias, given.valid, given.next,
+        dt, log_decay, scale, gamma, rate, n.T, n.H, n.S, *given.strides(), BLOCK_S=n.block_s, **COEFFICIENT_TILE,
     )  # fmt: skip
     phase = torch.empty(n.B, n.H, n.T, n.S, dtype=stored, device=device)
     total = torch.empty(n.B, n.H, n.chunks, n.S, dtype=torch.int32, device=device)
-    phase_forward_kernel[(n.chunks, n.B, n.H // heads)](
-        given.angle, dt, log_decay, phase, total, g, n.T, n.H, n.S, given.angle.stride(1),
-        HEADS=heads, BLOCK_S=n.block_s, STEPS=n.steps, STAGES=stages(PHASE_STAGES), **n.tiles.phase.options(),
+    phase_forward_kernel[n.phase_grid](
+        rate, dt, log_decay, phase, total, g, n.T, n.H, n.S,
+        HEADS=n.heads_phase, BLOCK_S=n.block_s, STEPS=n.steps, AT_ONCE=PHASE_STEPS, **n.tiles.phase.options(),
     )  # fmt: skip
-    return Phases(phase, total, dt, g, scale, gamma)
+    return Phases(phase, total, dt, g, scale, gamma, rate)
 
 
 def _states(n: Sizes, given: Inputs, phases: Phases) -> tuple[Tensor, Tensor]:
@@ -266,15 +268,14 @@ def phase_gradients(
     decay_restart: Tensor, phase_restart: Tensor,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """The gradients of dd_dt, dd_a, trap, angle and dt_bias."""
-    heads = n.heads_phase
     dlog_decay, ddt = torch.empty(2, n.B, n.H, n.T, dtype=torch.float32, device=rq.device)
-    dangle = torch.empty(n.H // heads, n.B, n.T, n.S, dtype=torch.float32, device=rq.device)
-    phase_backward_kernel[(n.chunks, n.B, n.H // heads)](
-        given.angle, phases.dt_BHT, phases.scale_BHT, given.sequence, rq, dscale, dphase,
+    dangle = torch.empty(n.phase_grid[2], n.B, n.T, n.S, dtype=torch.float32, device=rq.device)
+    phase_backward_kernel[n.phase_grid](
+        phases.rate_BTS, phases.dt_BHT, phases.scale_BHT, given.sequence, rq, dscale, dphase,
         decay_restart, phase_restart, dlog_decay, ddt, dangle,
-        n.T, n.H, n.S, given.angle.stride(1), n.state_parts,
-        HEADS=heads, BLOCK_S=n.block_s, STEPS=n.steps, BLOCK_RESTART=power_of_two(n.state_parts, 1),
-        EXACT=given.x.dtype == torch.float32, STAGES=stages(PHASE_STAGES), **n.tiles.phase_backward.options(),
+        n.T, n.H, n.S, n.state_parts,
+        HEADS=n.heads_phase, BLOCK_S=n.block_s, STEPS=n.steps, BLOCK_RESTART=power_of_two(n.state_parts, 1),
+        AT_ONCE=PHASE_BACKWARD_STEPS, **n.tiles.phase_backward.options(),
     )  # fmt: skip
     inputs = (given.dd_dt, given.dd_a, given.trap)
     outputs = tuple(torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in inputs)
