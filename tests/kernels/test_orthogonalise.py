@@ -203,5 +203,6 @@ def test_products_by_descriptors_leave_registers_and_memory_for_two_programs(qua
     options = {"num_stages": tile.pop("num_stages")}
     usage = compile_kernel(product_by_descriptors, types, capability=90, options=options, QUADRATIC=quadratic, **tile)
     assert usage.spilled_bytes == 0
+    assert not usage.waiting
     assert programs * usage.registers * 32 * tile["num_warps"] <= 64 * 1024
     assert programs * (usage.shared_bytes + 1024) <= 228 * 1024

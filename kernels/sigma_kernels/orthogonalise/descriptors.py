@@ -32,6 +32,7 @@ def product_by_descriptors(
     """
     k, i, j = upper_tile(tl.program_id(0), rows, BLOCK, RATIO)
     if i * BLOCK < rows:  # the last row of wide tiles may have no second half
+        tl.assume(columns > 0)  # else ptxas may wait after every product: it sees the sum as defined by other ways too
         total = tl.zeros((BLOCK, RATIO * BLOCK), tl.float32)
         for start in range(0, columns, BLOCK_K):
             left = x.load([k, i * BLOCK, start]).reshape(BLOCK, BLOCK_K)
