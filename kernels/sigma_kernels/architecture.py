@@ -14,6 +14,9 @@ ARCHITECTURES = {80: "sm_80", 86: "sm_89", 89: "sm_89", 90: "sm_90", 100: "sm_10
 WARPGROUP_PRODUCTS = frozenset({"sm_90", "sm_100"})
 """Matrix products read their operands from shared memory, and there is more than 99 KiB of it."""
 
+COPY_ENGINE = frozenset({"sm_90", "sm_100", "sm_120"})
+"""An engine copies tiles between memory and shared memory, as tensor descriptors say."""
+
 
 def architecture_of(capability: int) -> str:
     """`sm_89` for 86 and 89; the lowest for anything older."""

@@ -29,7 +29,10 @@ WAYS: list[dict[str, Any]] = [
     {"momentum_dtype": "bf16"},
 ]
 VARIANTS = [{"optimizer": name, **way} for name in FAMILY for way in WAYS]
-PRODUCTS = [(1, 1, 1), (3, 5, 70), (2, 64, 64), (2, 70, 33), (3, 300, 65), (2, 768, 1536), (2, 1000, 1001)]
+PRODUCTS = [
+    (1, 1, 1), (3, 5, 70), (2, 64, 64), (2, 70, 33), (3, 300, 65), (2, 768, 1536), (2, 1000, 1001), (3, 72, 40),
+    (2, 264, 1000), (3, 1152, 1536),
+]  # fmt: skip
 
 
 LARGER = {"w": (48, 40), "same": (48, 40), "fused": (70, 40), "stack": (3, 40, 24), "embed": (90, 8), "norm": (40,)}

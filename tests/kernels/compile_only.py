@@ -23,6 +23,8 @@ class Usage(NamedTuple):
     registers: int
     spilled_bytes: int
     shared_bytes: int
+    waiting: bool
+    """The products of a warp group wait for each other: ptxas "serialized" them."""
 
 
 def compile_kernel(
@@ -63,19 +65,31 @@ def compile_kernel(
     )
     cubin = compiled.asm["cubin"]
     assert len(cubin) > 0
-    return Usage(*_registers_and_spills(cubin), shared_bytes=compiled.metadata.shared)
+    waiting = capability == 90 and _products_wait(cubin)
+    return Usage(*_registers_and_spills(cubin), shared_bytes=compiled.metadata.shared, waiting=waiting)
 
 
 def _registers_and_spills(cubin: bytes) -> tuple[int, int]:
     """Asks the cuobjdump that Triton brings along; local memory that is not the stack's is what was spilled."""
+    text = _said_of(cubin, "cuobjdump", "--dump-resource-usage")
+    found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", text)
+    assert found is not None, text
+    registers, stack, local = map(int, found.groups())
+    return registers, stack + local
+
+
+def _products_wait(cubin: bytes) -> bool:
+    """Several products of a warp group (HGMMA), each with a barrier of its own (gsb) to wait at."""
+    products = re.findall(r"HGMMA.*", _said_of(cubin, "nvdisasm", "-c"))
+    return len(products) > 1 and all("gsb" in product for product in products)
+
+
+def _said_of(cubin: bytes, tool: str, option: str) -> str:
+    """What a tool that Triton brings along says of a cubin."""
     import triton
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.cubin"
         path.write_bytes(cubin)
-        tool = triton.knobs.nvidia.cuobjdump.path
-        text = subprocess.run([tool, "--dump-resource-usage", path], capture_output=True, text=True, check=True).stdout
-    found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", text)
-    assert found is not None, text
-    registers, stack, local = map(int, found.groups())
-    return registers, stack + local
+        command = [getattr(triton.knobs.nvidia, tool).path, option, path]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout

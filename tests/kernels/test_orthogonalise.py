@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from sigma_kernels import counters
+from sigma_kernels.architecture import architecture_of
+from sigma_kernels.orthogonalise import op
 from sigma_kernels.orthogonalise.op import CHUNK, orthogonalise, orthogonalise_with_transform
 from sigma_kernels.orthogonalise.reference import TorchProducts, direct_form, gram_form, normalised, polynomials
 from tests.kernels.compile_only import EVERY_CAPABILITY, compile_kernel
@@ -154,17 +156,53 @@ def test_what_is_no_batch_or_no_iteration_is_refused(shape, iterations):
         orthogonalise(torch.zeros(shape), iterations=iterations)
 
 
+@pytest.mark.parametrize("size, parts", [(7, [7]), (4, [4, 3]), (3, [3, 2, 2]), (1, [1] * 7)], ids=str)
+def test_parts_of_a_large_batch_have_nearly_the_same_size(size, parts, monkeypatch):
+    monkeypatch.setattr("sigma_kernels.orthogonalise.op.CHUNK", size * 6)
+    assert [len(part) for part in op._chunks(torch.zeros(7, 2, 3))] == parts
+
+
 @pytest.mark.parametrize("capability", EVERY_CAPABILITY)
+@pytest.mark.parametrize("even", [False, True], ids=["any size", "whole tiles"])
 @pytest.mark.parametrize("rows", [128, 1024])
 @pytest.mark.parametrize("quadratic", [False, True], ids=["gram", "quadratic"])
-def test_the_kernel_fits_a_consumer_gpu_and_spills_nothing(quadratic, rows, capability):
-    kernel = pytest.importorskip("sigma_kernels.orthogonalise.kernel", exc_type=ImportError)
-    types = ["*fp16", "*fp16", "*fp16", *["i32:16"] * 7, "fp32", "fp32", "fp32"]
-    tile = kernel.tile_of(rows, capability)
+def test_products_by_pointers_fit_a_consumer_gpu_and_spill_nothing(quadratic, rows, even, capability):
+    pytest.importorskip("triton")
+    from sigma_kernels.orthogonalise.kernel import tile_of
+    from sigma_kernels.orthogonalise.pointers import product_by_pointers
+
+    types: list[str | None] = ["*fp16", "*fp16", "*fp16", *["i32:16"] * 7, "fp32", "fp32", "fp32"]
+    tile = tile_of(rows, architecture_of(capability), described=False)
+    assert not tile.pop("DESCRIPTORS")
     options = {"num_stages": tile.pop("num_stages")}
     usage = compile_kernel(
-        kernel._symmetric_product_kernel, types, capability=capability, options=options, QUADRATIC=quadratic, **tile
+        product_by_pointers, types, capability=capability, options=options, QUADRATIC=quadratic, EVEN=even, **tile
     )
     assert usage.spilled_bytes == 0
     limit = CONSUMER_SHARED_MEMORY if capability not in (90, 100) else 200 * 1024
     assert usage.shared_bytes <= limit
+
+
+WIDE = {"BLOCK": 128, "RATIO": 2, "BLOCK_K": 64, "num_warps": 8, "num_stages": 3}
+
+
+@pytest.mark.parametrize("rows, tile", [(128, None), (1024, None), (1024, WIDE)], ids=["small", "large", "wide"])
+@pytest.mark.parametrize("quadratic", [False, True], ids=["gram", "quadratic"])
+def test_products_by_descriptors_leave_registers_and_memory_for_two_programs(quadratic, rows, tile):
+    pytest.importorskip("triton")
+    from sigma_kernels.orthogonalise.descriptors import product_by_descriptors
+    from sigma_kernels.orthogonalise.kernel import tile_of
+
+    programs = 1 if tile else 2
+    tile = dict(tile or tile_of(rows, "sm_90"))
+    assert tile.pop("DESCRIPTORS", True)
+    block, inner = tile["BLOCK"], tile["BLOCK_K"]
+    square = f"tensordesc<fp16[1,{block},{block}]>"
+    left, right = (f"tensordesc<fp16[1,{rows},{inner}]>" for rows in (block, block * tile["RATIO"]))
+    types: list[str | None] = [left, right, square, square, "i32:16", "i32:16", "fp32", "fp32", "fp32"]
+    options = {"num_stages": tile.pop("num_stages")}
+    usage = compile_kernel(product_by_descriptors, types, capability=90, options=options, QUADRATIC=quadratic, **tile)
+    assert usage.spilled_bytes == 0
+    assert not usage.waiting
+    assert programs * usage.registers * 32 * tile["num_warps"] <= 64 * 1024
+    assert programs * (usage.shared_bytes + 1024) <= 228 * 1024

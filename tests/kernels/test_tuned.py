@@ -9,7 +9,7 @@ import pytest
 from sigma_kernels import tuned
 from sigma_kernels.scan import triton_launch
 
-TILE = {"BLOCK": 64, "BLOCK_K": 32, "num_warps": 4, "num_stages": 3}
+TILE = {"BLOCK": 64, "BLOCK_K": 32, "num_warps": 4, "num_stages": 3, "DESCRIPTORS": False}
 
 
 @pytest.fixture(autouse=True)
@@ -79,7 +79,9 @@ def test_a_row_that_no_launch_can_have_is_refused_with_its_table(wrong, tmp_path
 
 @pytest.mark.parametrize(
     "row", [{}, {"tile": None}, {"tile": {"BLOCK": 64}}, {"tile": TILE, "rows": 1}, {"tile": TILE | {"BLOCK": 96}},
-            {"tile": TILE | {"num_warps": 0}}, {"tile": TILE | {"num_stages": 0}}, {"tile": TILE | {"maxnreg": 8}}],
+            {"tile": TILE | {"num_warps": 0}}, {"tile": TILE | {"num_stages": 0}}, {"tile": TILE | {"maxnreg": 8}},
+            {"tile": TILE | {"DESCRIPTORS": 0}}, {"tile": TILE | {"RATIO": 1}}, {"tile": TILE | {"DESCRIPTORS": True}},
+            {"tile": TILE | {"DESCRIPTORS": True, "RATIO": 4}}],
     ids=str,
 )  # fmt: skip
 def test_a_tile_that_no_product_can_have_is_refused_with_its_table(row, tmp_path):
@@ -88,8 +90,9 @@ def test_a_tile_that_no_product_can_have_is_refused_with_its_table(row, tmp_path
 
     assert tuned.load(saved(tmp_path / "tuned.json", "orthogonalise", {"tile": TILE})) == 1
     tuned.load(tmp_path / "none")
-    for rows in (64, 512):
-        assert tuned.load(saved(tmp_path / "tuned.json", "orthogonalise", {"tile": tile_of(rows, "sm_90")})) == 1
+    for tile in (tile_of(64, "sm_90"), tile_of(512, "sm_90"), tile_of(512, "sm_80")):
+        assert tuned.load(saved(tmp_path / "tuned.json", "orthogonalise", {"tile": tile})) == 1
+        tuned.load(tmp_path / "none")
     with pytest.raises(tuned.TunedTableError, match=r"is damaged .*orthogonalise"):
         tuned.load(saved(tmp_path / "tuned.json", "orthogonalise", row))
 

@@ -1,1 +1,1 @@
-"""Orthogonalisation: `op` is public, `reference` its specification, `kernel` the symmetric products in Triton."""
+"""Orthogonalisation: `op` is public, `reference` its specification, `kernel` what Triton computes of it."""

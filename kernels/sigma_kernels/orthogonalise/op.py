@@ -9,13 +9,11 @@ from torch import Tensor
 
 from sigma_kernels import counters, dispatch
 from sigma_kernels.orthogonalise.reference import (
-    Polar,
     Products,
     TorchProducts,
     direct_form,
     gram_form,
     newton_schulz_reference,
-    normalised,
     polynomials,
 )
 
@@ -53,8 +51,7 @@ def orthogonalise(
     counters.add("orthogonalise.matrices", x_KMN.shape[0])
     if polynomial == "newton_schulz":
         return newton_schulz_reference(x_KMN, iterations)
-    parts = [_polar(part, iterations, form).polar_KMN for part in _chunks(x_KMN)]
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+    return _polars(x_KMN, iterations, form)[0]
 
 
 def orthogonalise_with_transform(x_KMN: Tensor, *, iterations: int = 5) -> tuple[Tensor, Tensor]:
@@ -65,25 +62,30 @@ def orthogonalise_with_transform(x_KMN: Tensor, *, iterations: int = 5) -> tuple
     """
     _check(x_KMN, iterations)
     counters.add("orthogonalise.matrices", x_KMN.shape[0])
-    found = [_polar(part, iterations, "gram", transform=True) for part in _chunks(x_KMN)]
-    transforms = [f.transform_KMM for f in found if f.transform_KMM is not None]
-    return torch.cat([f.polar_KMN for f in found]), torch.cat(transforms)
+    polar_KMN, transforms = _polars(x_KMN, iterations, "gram", transform=True)
+    return polar_KMN, torch.cat(transforms)
 
 
-def _polar(x_KMN: Tensor, iterations: int, form: Form, *, transform: bool = False) -> Polar:
-    rows, columns = sorted(x_KMN.shape[1:])
+def _polars(x_KMN: Tensor, iterations: int, form: Form, *, transform: bool = False) -> tuple[Tensor, list[Tensor]]:
+    """The polar factors of all matrices, part by part into one tensor, and the transforms of each part."""
+    count, (rows, columns) = x_KMN.shape[0], sorted(x_KMN.shape[1:])
     if form == "auto":
         long = columns >= GRAM_FROM_ASPECT * rows and rows >= GRAM_FROM_ROWS
         form = "gram" if long and x_KMN.is_cuda else "direct"
     host = torch.bfloat16 if form == "direct" else torch.float32
-    x = normalised(x_KMN, torch.float16 if x_KMN.is_cuda or dispatch.interpreting() else host)
-    tall = x.shape[1] > x.shape[2]
-    x = x.mT.contiguous() if tall else x
-    triples, products = polynomials(iterations), _products(x)
-    polar = (
-        direct_form(x, triples, products) if form == "direct" else gram_form(x, triples, products, transform=transform)
-    )
-    return Polar(polar.polar_KMN.mT if tall else polar.polar_KMN, polar.transform_KMM)
+    dtype = torch.float16 if x_KMN.is_cuda or dispatch.interpreting() else host
+    out = torch.empty((count, rows, columns), dtype=dtype, device=x_KMN.device)
+    triples, transforms, done = polynomials(iterations), [], 0
+    for part in _chunks(x_KMN):
+        products, out_KMN = _products(part), out[done : done + len(part)]
+        x = products.normalised_wide(part, dtype)
+        if form == "direct":
+            direct_form(x, triples, products, out_KMN=out_KMN)
+        else:
+            found = gram_form(x, triples, products, transform=transform, out_KMN=out_KMN).transform_KMM
+            transforms += [] if found is None else [found]
+        done += len(part)
+    return out.mT if x_KMN.shape[1] > x_KMN.shape[2] else out, transforms
 
 
 def _products(x: Tensor) -> Products:
@@ -95,7 +97,8 @@ def _products(x: Tensor) -> Products:
 
 
 def _chunks(x_KMN: Tensor) -> tuple[Tensor, ...]:
-    return x_KMN.split(max(1, CHUNK // (x_KMN.shape[1] * x_KMN.shape[2])))
+    """Parts of nearly the same size: a small one at the end would leave a GPU empty."""
+    return x_KMN.tensor_split(min(x_KMN.shape[0], -(-x_KMN.numel() // CHUNK)))
 
 
 def _check(x_KMN: Tensor, iterations: int) -> None:

@@ -1,4 +1,4 @@
-"""What the pipelined loop of a symmetric product computes on a small example, for the self-test at the start."""
+"""What the pipelined loops of symmetric products compute on a small example, for the self-test at the start."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ SHAPE = 2, 384, 512
 
 
 def pipelined_loop(device: torch.device) -> list[Tensor]:
-    """The Gram matrices of random fp16 matrices."""
+    """The Gram matrices of random fp16 matrices, of whole ones and of parts that no descriptor can stand for."""
     x_KMN = torch.randn(*SHAPE, generator=torch.Generator(device).manual_seed(0), device=device)
-    return [TritonProducts().gram(x_KMN.to(torch.float16) * SHAPE[2] ** -0.5)]
+    x_KMN = x_KMN.to(torch.float16) * SHAPE[2] ** -0.5
+    return [TritonProducts().gram(x) for x in (x_KMN, x_KMN[:1, :, 1:257])]

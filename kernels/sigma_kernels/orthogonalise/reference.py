@@ -65,7 +65,14 @@ def normalised(x_KMN: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 class Products(Protocol):
-    """What both forms are made of; here in PyTorch, in `kernel.py` with symmetric products in Triton."""
+    """What both forms are made of; here in PyTorch, in `kernel.py` with symmetric products in Triton.
+
+    `out` is where a result goes that is already allocated.
+    """
+
+    def normalised_wide(self, x_KMN: Tensor, dtype: torch.dtype) -> Tensor:
+        """`normalised`, turned where it is tall: contiguous `[K, s, l]` with s <= l."""
+        ...
 
     def gram(self, x_KMN: Tensor) -> Tensor:
         """X X^T."""
@@ -79,13 +86,22 @@ class Products(Protocol):
         """The product of two symmetric matrices that commute, which is symmetric."""
         ...
 
-    def apply(self, x_KMN: Tensor, triple: Triple) -> Tensor:
+    def apply(self, x_KMN: Tensor, triple: Triple, out: Tensor | None = None) -> Tensor:
         """(a I + b R + c R^2) X with R = X X^T."""
+        ...
+
+    def multiply(self, left_KMM: Tensor, x_KMN: Tensor, out: Tensor | None = None) -> Tensor:
+        """Q X."""
         ...
 
 
 class TorchProducts:
     """Batched products that compute both halves."""
+
+    def normalised_wide(self, x_KMN: Tensor, dtype: torch.dtype) -> Tensor:
+        """`normalised`, turned where it is tall."""
+        x = normalised(x_KMN, dtype)
+        return (x.mT if x.shape[1] > x.shape[2] else x).contiguous()
 
     def gram(self, x_KMN: Tensor) -> Tensor:
         """X X^T."""
@@ -102,11 +118,15 @@ class TorchProducts:
         """The product of two symmetric matrices that commute."""
         return left_KMM @ right_KMM
 
-    def apply(self, x_KMN: Tensor, triple: Triple) -> Tensor:
+    def apply(self, x_KMN: Tensor, triple: Triple, out: Tensor | None = None) -> Tensor:
         """a X + (b R + c R^2) X: a is kept out of the matrix, where it would be rounded to half precision twice."""
         a, b, c = triple
         gram = self.gram(x_KMN)
-        return torch.baddbmm(x_KMN, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x_KMN, beta=a)
+        return torch.baddbmm(x_KMN, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x_KMN, beta=a, out=out)
+
+    def multiply(self, left_KMM: Tensor, x_KMN: Tensor, out: Tensor | None = None) -> Tensor:
+        """Q X."""
+        return torch.bmm(left_KMM, x_KMN, out=out)
 
 
 class Polar(NamedTuple):
@@ -116,23 +136,28 @@ class Polar(NamedTuple):
     transform_KMM: Tensor | None
 
 
-def direct_form(x_KMN: Tensor, triples: Sequence[Triple], products: Products) -> Polar:
+def direct_form(
+    x_KMN: Tensor, triples: Sequence[Triple], products: Products, *, out_KMN: Tensor | None = None
+) -> Polar:
     """X <- (a I + b R + c R^2) X with R = X X^T, for each polynomial; X wide, its norm at most 1."""
     x = x_KMN
-    for triple in triples:
-        x = products.apply(x, triple)
+    for i, triple in enumerate(triples):
+        x = products.apply(x, triple, out_KMN if i + 1 == len(triples) else None)
     return Polar(x, None)
 
 
-def gram_form(x_KMN: Tensor, triples: Sequence[Triple], products: Products, *, transform: bool = False) -> Polar:
+def gram_form(
+    x_KMN: Tensor, triples: Sequence[Triple], products: Products, *, transform: bool = False,
+    out_KMN: Tensor | None = None,
+) -> Polar:  # fmt: skip
     """Q X with the product Q of all polynomials, made from R = X X^T alone; X wide, its norm at most 1."""
     x, whole = x_KMN, None
-    for part in (triples[:RESTART_AFTER], triples[RESTART_AFTER:]):
-        if part:
-            q = _product_of_polynomials(products.gram(x), part, products)
-            x = q @ x
-            if transform:
-                whole = q if whole is None else products.symmetric(q, whole)
+    parts = [part for part in (triples[:RESTART_AFTER], triples[RESTART_AFTER:]) if part]
+    for i, part in enumerate(parts):
+        q = _product_of_polynomials(products.gram(x), part, products)
+        x = products.multiply(q, x, out_KMN if i + 1 == len(parts) else None)
+        if transform:
+            whole = q if whole is None else products.symmetric(q, whole)
     return Polar(x, whole)
 
 

@@ -7,14 +7,19 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from sigma_kernels.architecture import architecture
+from sigma_kernels.architecture import COPY_ENGINE, architecture
+from sigma_kernels.orthogonalise.descriptors import describable
 from sigma_kernels.orthogonalise.kernel import TritonProducts, tile_key, tile_of
 from sigma_kernels.orthogonalise.reference import polynomials
 from sigma_kernels.tuning import Tunable
 
-TILES = [
-    {"BLOCK": block, "BLOCK_K": inner, "num_warps": warps, "num_stages": stages}
+BY_POINTERS = [
+    {"BLOCK": block, "BLOCK_K": inner, "num_warps": warps, "num_stages": stages, "DESCRIPTORS": False}
     for block, inner, warps, stages in product((64, 128), (32, 64, 128), (4, 8), (2, 3, 4, 5))
+]
+BY_DESCRIPTORS = [
+    {"BLOCK": block, "BLOCK_K": inner, "num_warps": warps, "num_stages": stages, "DESCRIPTORS": True, "RATIO": ratio}
+    for block, ratio, inner, warps, stages in product((64, 128), (1, 2), (64, 128), (4, 8), (2, 3, 4))
 ]
 
 
@@ -28,4 +33,5 @@ def orthogonalise_tunable(count: int, rows: int, columns: int, device: torch.dev
         gram_KMM = products.gram(x_KMN)
         return [gram_KMM, products.quadratic(gram_KMM, triple)]
 
-    return Tunable("orthogonalise", tile_key(rows, name), {"tile": tile_of(rows, name)}, {"tile": TILES}, call)
+    tiles = BY_DESCRIPTORS + BY_POINTERS if name in COPY_ENGINE and describable(x_KMN) else BY_POINTERS
+    return Tunable("orthogonalise", tile_key(rows, name), {"tile": tile_of(rows, name)}, {"tile": tiles}, call)

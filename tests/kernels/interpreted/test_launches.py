@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sigma_kernels import pipelining, tuned
+from sigma_kernels import counters, pipelining, tuned
 from sigma_kernels.orthogonalise import kernel
 from sigma_kernels.orthogonalise.pipelined import pipelined_loop
 from sigma_kernels.orthogonalise.tunable import orthogonalise_tunable
@@ -36,15 +36,23 @@ def test_a_setting_reaches_the_scan_and_changes_no_result(rank, norm, steps_seen
         assert relative(second.detach(), first.detach()) <= 1e-4
 
 
-def test_a_tile_reaches_the_symmetric_product_and_changes_no_result(monkeypatch):
+TILE = {"BLOCK": 32, "BLOCK_K": 32, "num_warps": 4, "num_stages": 2}
+
+
+BY = [{"DESCRIPTORS": False}, {"DESCRIPTORS": True, "RATIO": 1}, {"DESCRIPTORS": True, "RATIO": 2}]
+
+
+@pytest.mark.parametrize("tile", [TILE | by for by in BY], ids=["pointers", "squares", "wide"])
+def test_a_tile_reaches_the_symmetric_product_and_changes_no_result(tile, monkeypatch):
     tunable = orthogonalise_tunable(1, 96, 64, CPU)
-    tile = {"BLOCK": 32, "BLOCK_K": 32, "num_warps": 4, "num_stages": 2}
     launched = []
     monkeypatch.setattr(kernel, "stages", lambda wanted: (launched.append(wanted), wanted)[1])
     expected = tunable.call()
     with tuned.using("orthogonalise", tunable.key, {"tile": tile}):
         results = tunable.call()
     assert launched == [3, 3, 2, 2]
+    assert counters.get("orthogonalise.by_pointers") == (0 if tile["DESCRIPTORS"] else 2)
+    assert counters.get("orthogonalise.by_descriptors") == (4 if tile["DESCRIPTORS"] else 2)
     for found, good in zip(results, expected, strict=True):
         assert relative(found, good) <= 1e-3
 
