@@ -109,7 +109,8 @@ SISO = Tiles(
 MIMO = replace(SISO, value=ChannelLaunch(4, None, 32), matrix=ChannelLaunch(4, None, 32))
 """With the matrix products of sm_90 and sm_100, whose operands lie in shared memory."""
 
-WARPS = Tiles(*[ChannelLaunch(8)] * 5)
+_EIGHT = ChannelLaunch(8)
+WARPS = Tiles(outer=_EIGHT, output=_EIGHT, value=_EIGHT, matrix=_EIGHT, norm_backward=_EIGHT)
 """With operands in registers (sm_80, 86, 89, 120): twice the warps, so that they fit."""
 
 
