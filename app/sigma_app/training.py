@@ -17,6 +17,7 @@ from sigma.core.malloc import keep_freed_memory
 from sigma.train.crash import CrashKind
 from sigma.train.crash_hooks import crash_hooks
 from sigma_app.awake import keep_awake
+from sigma_app.collector import no_collections
 from sigma_app.console import Console, closing_lines
 from sigma_app.last_run import told_at_start
 from sigma_app.session import Session
@@ -62,7 +63,7 @@ def unpacking(data: DataSection) -> Iterator[None]:
 
 
 def _run_locked(resolved: Parsed, session: Session, lock: RunLock) -> int:
-    with unpacking(resolved.config.data):
+    with no_collections(), unpacking(resolved.config.data):
         from sigma.build import build_trainer
 
     apply_cache_folder(os.environ)
