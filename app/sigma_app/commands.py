@@ -18,7 +18,6 @@ from sigma.core.errors import ConfigError
 from sigma.core.version import VERSION
 from sigma_app.bootstrap import make_known_folders
 from sigma_app.collector import no_collections
-from sigma_app.early_context import EarlyContext
 from sigma_app.early_stop import leave_on_signal
 from sigma_app.first_lines import gpu_line, place_lines
 from sigma_app.kernel_check import kernel_lines
@@ -116,11 +115,9 @@ def train(argv: Sequence[str], session: Session) -> int:
         session.say(gpu_line(gpu))
         kernel_first = gpu is not None and bool(gpu.gpus)  # nothing more is promised before a real kernel has run
         session.say(*([] if kernel_first else places), "loading torch")
-        context = EarlyContext(gpu)
         with no_collections():
             resolved = session.resolve(parsed)
         run = resolved.config.run
-        context.finish(keep=run.device == "cuda")
         if run.device == "cuda":
             for line in kernel_lines(resolved.config.model):
                 session.say(line)

@@ -1,7 +1,7 @@
 """The symmetric products of an orthogonalisation in Triton: X X^T, R S, a I + b R + c R^2: one half, mirrored.
 
-Two kernels compute them: `descriptors.py` where the copy engine of sm_90 can move the tiles, else `pointers.py`. No
-autotuning: sizes follow from the shape and the device.
+Two kernels compute them: `pointers.py`, and `descriptors.py` where the copy engine of sm_90 moves the tiles. The latter
+was never timed, so only a tuned tile takes it. No autotuning: sizes follow from the shape and the device.
 """
 
 from __future__ import annotations
@@ -72,8 +72,6 @@ def tile_of(rows: int, name: str, *, described: bool = True) -> dict[str, Any]:
     found = tuned.settings("orthogonalise", tile_key(rows, name))
     if found is not None and (described or not found["tile"]["DESCRIPTORS"]):
         return dict(found["tile"])
-    if described and name == "sm_90":
-        return _tile(64, 64, 4, 3, described=True) if rows <= 256 else _tile(128, 64, 8, 3, described=True)
     if rows <= 256:
         return _tile(64, 64, 4, 3)
     return _tile(128, 64, 8, 4) if name in WARPGROUP_PRODUCTS else _tile(128, 32, 8, 3)

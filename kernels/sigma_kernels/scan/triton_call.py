@@ -17,7 +17,6 @@ PASS_PAIRS = 16  # pairs of a program of the state passes, with all of P
 PASS_STAGES = 3  # chunks whose states are on their way at a time
 PHASE_STEPS = 8  # steps that a thread of the phases loads at a time
 PHASE_BACKWARD_STEPS = 4  # their gradients take more registers
-SUM_STAGES = 3  # heads whose gradients are on their way at a time
 LEAST_TILE = 64  # columns of a product; products 32 columns wide were wrong on sm_90 (Triton 3.6, docs/log.md)
 
 

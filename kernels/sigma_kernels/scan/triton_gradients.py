@@ -223,7 +223,7 @@ def matrix_gradient_kernel(
 def over_heads_kernel(
     head_ptr, phase_ptr, out_ptr, bias_ptr, T, H,
     S: tl.constexpr, N: tl.constexpr, G: tl.constexpr, R: tl.constexpr,
-    RANK: tl.constexpr, STEPS: tl.constexpr, HALF: tl.constexpr, STAGES: tl.constexpr,
+    RANK: tl.constexpr, STEPS: tl.constexpr, HALF: tl.constexpr,
 ):  # fmt: skip
     """Turns dq or dk [B, T, R, H, N2] back and sums it over the heads of a group, and over steps for the biases.
 
@@ -249,7 +249,7 @@ def over_heads_kernel(
     high_of_rank = (r < R)[:, None] & (n < N // 2)[None, :]
     sum_low = tl.zeros((M, HALF), tl.float32)
     sum_high = tl.zeros((M, HALF), tl.float32)
-    for head in tl.range(group * (H // G), (group + 1) * (H // G), num_stages=STAGES):
+    for head in range(group * (H // G), (group + 1) * (H // G)):
         at = head_ptr + (((row * R + rank) * H + head) * N2)[:, None] + n2[None, :]
         d0, d1 = pair_parts(tl.load(at, mask=known, other=0.0).to(tl.float32), M, HALF)
         cos, sin = row_angles(phase_ptr + ((batch * H + head) * T + start) * S, row, inside, pair, S, HALF)

@@ -26,12 +26,10 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from sigma_kernels import counters
-from sigma_kernels.pipelining import stages
 from sigma_kernels.scan.triton_call import (
     COEFFICIENT_TILE,
     PHASE_BACKWARD_STEPS,
     PHASE_STEPS,
-    SUM_STAGES,
     Inputs,
     Phases,
     Sizes,
@@ -257,7 +255,7 @@ def _over_heads(
     out, biases = torch.empty_like(matrix), bias.new_empty(n.B * blocks, *bias.shape)
     over_heads_kernel[(blocks, n.G * channels["PARTS"], n.B)](
         head_BTRHN, phases.phase_BHTS, out, biases, n.T, n.H,
-        S=n.S, N=n.N, G=n.G, R=n.R, RANK=rank, STEPS=steps, HALF=channels["HALF"], STAGES=stages(SUM_STAGES),
+        S=n.S, N=n.N, G=n.G, R=n.R, RANK=rank, STEPS=steps, HALF=channels["HALF"],
         **n.tiles.over_heads.options(),
     )  # fmt: skip
     return out, biases.sum(0)

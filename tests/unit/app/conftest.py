@@ -1,11 +1,9 @@
 """A folder of its own for every test: working directory, log files, caches, environment."""
 
 import contextlib
-import gc
 import os
 import sys
 import types
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,7 +14,7 @@ from sigma.train.progress import Outcome
 
 
 @pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The working directory; nothing that a test does reaches the user's own folders or the next test."""
     work = tmp_path / "work"
     work.mkdir()
@@ -27,9 +25,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         os.environ[name] = str(tmp_path / folder)
     for name in ("APPIMAGE", "APPDIR", "SIGMA_LAUNCH_DEPTH"):
         os.environ.pop(name, None)
-    monkeypatch.setattr("sigma_app.early_context._LIBRARY", "libnot-there.so.1")
-    yield work
-    gc.unfreeze()  # what a start has left out of collections
+    return work
 
 
 class StandIn:

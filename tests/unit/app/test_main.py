@@ -1,6 +1,5 @@
 """argv in, exit code and words out; a stand-in trains, so that torch's part is not what is tested."""
 
-import gc
 import json
 import os
 import signal
@@ -280,49 +279,6 @@ def test_a_kernel_that_fails_ends_the_start_before_a_run_folder_is_named_or_made
     assert "a Triton kernel cannot run" in output.err
     assert "run folder" not in output.out
     assert not Path("run").exists()
-
-
-@pytest.fixture
-def contexts(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, object]]:
-    """What happens to the context that is made early, and between."""
-    found: list[tuple[str, object]] = []
-
-    class Context:
-        def __init__(self, gpu: Nvidia | None) -> None:
-            found.append(("begin", gpu and gpu.driver))
-
-        def finish(self, *, keep: bool) -> None:
-            found.append(("finish", keep))
-
-    monkeypatch.setattr("sigma_app.commands.EarlyContext", Context)
-    return found
-
-
-def test_the_context_is_made_while_torch_is_imported_and_waited_for_before_the_first_kernel(
-    trainer, gpu, contexts, monkeypatch
-):
-    monkeypatch.setattr("sigma_app.session.cuda_memory_gb", lambda: contexts.append(("torch", gc.isenabled())) or 24.0)
-    monkeypatch.setattr("sigma_app.commands.kernel_lines", lambda model: contexts.append(("kernel", 0)) or [])
-    assert main(["--output-dir", "run"]) == 0
-    assert contexts == [("begin", "580.95.05"), ("torch", False), ("finish", True), ("kernel", 0)]
-    assert gc.isenabled()
-
-
-def test_the_context_is_given_back_when_torch_cannot_use_the_gpu(trainer, gpu, contexts, monkeypatch):
-    monkeypatch.setattr("sigma_app.session.cuda_memory_gb", lambda: None)
-    assert main(["--output-dir", "run"]) == 0
-    assert contexts == [("begin", "580.95.05"), ("finish", False)]
-
-
-def test_for_the_cpu_no_context_is_made(trainer, gpu, contexts):
-    assert main(["--device", "cpu", "--output-dir", "run"]) == 0
-    assert contexts == [("begin", None), ("finish", False)]
-
-
-@pytest.mark.parametrize("argv", [["--help"], ["--version"], ["explain-config"], ["--stepz", "1"]], ids=" ".join)
-def test_what_does_not_train_makes_no_context(gpu, contexts, argv):
-    main(argv)
-    assert contexts == []
 
 
 def test_without_a_gpu_the_places_are_said_before_torch_is_loaded(trainer, capsys):
