@@ -40,6 +40,7 @@ class CudaGraphs:
 
     def __init__(self) -> None:
         self._pool: Any = None
+        self._stream: torch.cuda.Stream | None = None
         self._device = torch.device("cpu")
 
     def why_never(self, batches: Sequence[BlockBatch]) -> str | None:
@@ -70,11 +71,13 @@ class CudaGraphs:
         Only this thread is kept from what a capture forbids: another one may pin memory meanwhile.
         """
         graph = torch.cuda.CUDAGraph()
+        self._stream = self._stream or torch.cuda.Stream(self._device)
+        how: dict[str, Any] = {"stream": self._stream, "capture_error_mode": "thread_local"}
         with ExitStack() as stack:
             stack.enter_context(torch.cuda.device(self._device))
             # torch.cuda.graph leaves its own stream behind as the current one when a capture fails
             stack.enter_context(torch.cuda.stream(torch.cuda.current_stream()))
-            stack.enter_context(torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"))
+            stack.enter_context(torch.cuda.graph(graph, pool=self._pool, **how))
             body()
         self._pool = graph.pool()
         return lambda: self._replay(graph)

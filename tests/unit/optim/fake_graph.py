@@ -95,7 +95,9 @@ class FakeGraphs:
         parameters = [part.parameter for b in self.batches for part in b.parts]
         absent = [p for p in parameters if p.grad is None]
         for p in absent:
-            p.grad = torch.zeros_like(p)  # the kernels ask the table whether a gradient is there, the reference the host
+            p.grad = torch.zeros_like(
+                p
+            )  # the kernels ask the table whether a gradient is there, the reference the host
         parts = [(b.blocks, p, part.parameter.grad) for b in self.batches for p, part in enumerate(b.parts)]
         writes = [vars(b.blocks)["writes"] for b in self.batches]
         tape = Tape({id(grad): (blocks, p) for blocks, p, grad in parts})

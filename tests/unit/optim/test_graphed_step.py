@@ -6,14 +6,17 @@ import pytest
 import torch
 from torch import Tensor
 
+from sigma.optim.blocks import BlockBatch
 from sigma.optim.build import OptimizerSet
 from sigma.optim.c3o import C3O
 from sigma.optim.graphed_step import EAGER, MOST_GRAPHS, REPLAYED
-from sigma.optim.matrix import MOMENTUM
+from sigma.optim.matrix import MOMENTUM, Step, Update
+from sigma.optim.normuon import NorMuon
 from sigma_kernels import counters
 from tests.unit.optim.conftest import make_set, same, values
 from tests.unit.optim.fake_graph import graph, graphed_set
 
+PLAIN = NorMuon.__call__
 STEPS = 12
 SKIPPED, ABSENT = 7, {5: "w", 9: "stack"}
 WAYS: list[dict[str, Any]] = [
@@ -45,6 +48,12 @@ def everything(optimizers: OptimizerSet) -> dict[str, Tensor]:
     return found | {"steps": torch.tensor(optimizers.matrix.steps)}
 
 
+def waiting(self: NorMuon, batch: BlockBatch, averaged_KMN: Tensor, step: Step) -> Update:
+    """NorMuon's direction, after a wait for the device, which no capture allows."""
+    averaged_KMN.sum().item()
+    return PLAIN(self, batch, averaged_KMN, step)
+
+
 def counted_by(before: dict[str, int]) -> dict[str, int]:
     after = counters.snapshot()
     ways = (EAGER, REPLAYED)
@@ -62,8 +71,7 @@ def test_replayed_steps_equal_eager_ones_and_count_the_same(monkeypatch: pytest.
         assert counted_by(middle) == {k: middle[k] - start.get(k, 0) for k in counted_by(middle)}
         assert same(everything(replayed), everything(eager)), number
     assert graphs.replays >= STEPS - 2 * graphs.captures
-    assert graphs.captures == (1 if len(flags) == 1 or "muon_block_period" not in flags and "muon_interval" not in flags
-                               else 2)  # fmt: skip
+    assert graphs.captures == (2 if {"muon_block_period", "muon_interval"} & flags.keys() else 1)
     assert told == []
 
 
@@ -103,7 +111,7 @@ def test_a_replay_reads_what_lies_where_it_was_captured(monkeypatch: pytest.Monk
 
 
 def test_a_loaded_checkpoint_needs_no_new_capture(monkeypatch: pytest.MonkeyPatch) -> None:
-    flags = {"optimizer": "normuon", "momentum_dtype": "int8"}
+    flags: dict[str, Any] = {"optimizer": "normuon", "momentum_dtype": "int8"}
     eager, (replayed, graphs, _) = make_set(**flags), graphed_set(monkeypatch, **flags, seed=5)
     for number in (1, 2, 3):
         take(eager, number)
@@ -154,14 +162,10 @@ def test_a_capture_that_fails_is_told_once_and_training_goes_on_eagerly(
     monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     eager, (failing, graphs, told) = make_set(optimizer="normuon"), graphed_set(monkeypatch, optimizer="normuon")
-    assert failing.matrix is not None
     if how == "error":
         graphs.error = torch.OutOfMemoryError("no memory for the pool\nmore lines")
     else:
-        plain = failing.matrix.direction
-        waits = type("Waits", (type(plain),), {})
-        waits.__call__ = lambda self, batch, x, step: (float(x.sum()), super(waits, self).__call__(batch, x, step))[1]
-        plain.__class__ = waits
+        monkeypatch.setattr(NorMuon, "__call__", waiting)
     counters.load({})
     for number in range(1, 6):
         take(eager, number)
@@ -290,7 +294,7 @@ def test_credit_is_replayed_between_its_measurements_and_acts_from_a_graph_of_it
 def test_the_averages_of_credit_stay_where_they_are_when_a_checkpoint_is_loaded(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    optimizers, graphs, _ = graphed_set(monkeypatch, **CREDIT)
+    optimizers, _, _ = graphed_set(monkeypatch, **CREDIT)
     for number in (1, 2, 3):
         take(optimizers, number)
     c3o = credit_of(optimizers)
