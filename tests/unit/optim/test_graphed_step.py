@@ -54,21 +54,20 @@ def waiting(self: NorMuon, batch: BlockBatch, averaged_KMN: Tensor, step: Step) 
     return PLAIN(self, batch, averaged_KMN, step)
 
 
-def counted_by(before: dict[str, int]) -> dict[str, int]:
+def counted(optimizers: OptimizerSet, number: int) -> dict[str, int]:
+    """What step `number` counts, besides whether it was replayed."""
+    before = counters.snapshot()
+    take(optimizers, number)
     after = counters.snapshot()
     ways = (EAGER, REPLAYED)
-    return {k: after[k] - before.get(k, 0) for k in after if k not in ways and after[k] != before.get(k, 0)}
+    return {k: n - before.get(k, 0) for k, n in after.items() if k not in ways and n != before.get(k, 0)}
 
 
 @pytest.mark.parametrize("flags", VARIANTS, ids=str)
 def test_replayed_steps_equal_eager_ones_and_count_the_same(monkeypatch: pytest.MonkeyPatch, flags: Any) -> None:
     eager, (replayed, graphs, told) = make_set(**flags), graphed_set(monkeypatch, **flags)
     for number in range(1, STEPS + 1):
-        start = counters.snapshot()
-        take(eager, number)
-        middle = counters.snapshot()
-        take(replayed, number)
-        assert counted_by(middle) == {k: middle[k] - start.get(k, 0) for k in counted_by(middle)}
+        assert counted(replayed, number) == counted(eager, number), number
         assert same(everything(replayed), everything(eager)), number
     assert graphs.replays >= STEPS - 2 * graphs.captures
     assert graphs.captures == (2 if {"muon_block_period", "muon_interval"} & flags.keys() else 1)
