@@ -31,7 +31,7 @@ class Graphs(Protocol):
         ...
 
     def settle(self) -> None:
-        """Wait until no graph runs, so that they can be let go."""
+        """Wait until no graph runs, because all of them are let go now."""
         ...
 
 
@@ -87,5 +87,6 @@ class CudaGraphs:
             graph.replay()
 
     def settle(self) -> None:
-        """Wait for the device."""
+        """Wait for the device. The next graph gets a pool of its own: torch refuses one whose graphs are all gone."""
         torch.cuda.synchronize(self._device)
+        self._pool = None

@@ -15,6 +15,7 @@ from sigma.config.train import TrainSection
 from sigma.optim.build import OptimizerSet, build_optimizers
 from sigma.optim.c3o import C3O
 from sigma.optim.graphed_step import EAGER, REPLAYED
+from sigma.optim.matrix import MOMENTUM
 from sigma.optim.normuon import NorMuon
 from sigma.train.clock import HostTimeline, PhaseClock
 from sigma.train.feature import StepState
@@ -123,6 +124,23 @@ def test_a_loaded_checkpoint_needs_no_new_capture():
         take(graphed, number)
     assert replayed() == before + 3
     assert same(everything(graphed), everything(eager))
+
+
+def test_state_that_moved_is_captured_anew():
+    flags = {"optimizer": "muon", "muon_block_period": 2, "muon_block_rows": 16}
+    eager, graphed, told = on_gpu(graph=False, **flags), on_gpu(graph=True, **flags), []
+    graphed.listen(lambda event, reason: told.append(reason))
+    assert graphed.matrix is not None
+    before = replayed()
+    for number in range(20, 32):
+        if number == 26:
+            for batch in graphed.matrix.batches:
+                batch.state[MOMENTUM] = batch.state[MOMENTUM].clone()
+        take(eager, number)
+        take(graphed, number)
+        assert same(everything(graphed), everything(eager)), number
+    assert told == []
+    assert replayed() - before == 12 - 4  # two kinds, twice
 
 
 def test_a_gradient_that_the_kernels_do_not_take_makes_its_step_eager():
