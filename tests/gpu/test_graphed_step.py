@@ -220,7 +220,7 @@ def test_the_trainers_step_has_the_same_bits_with_and_without_graphs():
     for graph in (False, True):
         stepper, before = stepper_of(graph=graph), replayed()
         for number in range(1, 9):
-            stepper.model.poison = number == 5
+            stepper.model.poison = number == 5  # pyright: ignore[reportArgumentType] - a field of TinyModel
             stepper.train(StepState(number, make_batch(number)), 0.1 * number)
         assert stepper.state_dict()["skipped_total"] == 1
         assert replayed() - before == (7 if graph else 0)
