@@ -97,6 +97,7 @@ def _build(
     stepper = build_stepper(config, model, optimizers, clock, features, log)
     features.setup(stepper.context())
     meter = IntervalMeter(device)
+    optimizers.listen(lambda event, **details: log.event(event, progress.step, **details))
     registry = registry_of(model, optimizers, data, features, stepper, meter, progress)
     trainer = Trainer(
         config=config,
@@ -335,6 +336,7 @@ def startup_row(
         "torch_compile_enabled": train.torch_compile,
         "torch_compile_active": compiles(config),
         "pipelined_loops": pipelining.is_on(),
+        "optim_graph": optimizers.why_no_graph() or "used",
         "routing": optimizers.table(),
     }
 

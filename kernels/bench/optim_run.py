@@ -42,6 +42,9 @@ class RandomShares:
         """The shares."""
         return self._shares[id(batch)]
 
+    def phase(self, number: int) -> None:
+        """Every step does the same."""
+
     def metrics(self) -> dict[str, Tensor | float]:
         """Nothing."""
         return {}

@@ -7,17 +7,40 @@ backward functions on its own threads.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
-from threading import Lock
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from threading import Lock, local
 
 _counts: Counter[str] = Counter()
 _lock = Lock()
+_recording = local()
 
 
 def add(name: str, n: int = 1) -> None:
     """Count `n` more executions of `name`."""
+    recorded: Counter[str] | None = getattr(_recording, "counts", None)
+    if recorded is not None:
+        recorded[name] += n
+        return
     with _lock:
         _counts[name] += n
+
+
+def add_all(counts: Mapping[str, int]) -> None:
+    """Count what `recorded` gave once more."""
+    for name, n in counts.items():
+        add(name, n)
+
+
+@contextmanager
+def recorded() -> Iterator[Counter[str]]:
+    """What this thread counts inside, kept apart: the work is only prepared, and counts when it is done."""
+    before, counts = getattr(_recording, "counts", None), Counter[str]()
+    _recording.counts = counts
+    try:
+        yield counts
+    finally:
+        _recording.counts = before
 
 
 def get(name: str) -> int:

@@ -61,14 +61,20 @@ def why_not_triton(*tensors: Tensor) -> str | None:
     return None
 
 
+def why_reference(*tensors: Tensor, limit: str | None = None) -> str | None:
+    """The reason why an op would run its reference on `tensors`, or None; counts nothing."""
+    reason = "the reference was asked for" if _backend == "reference" else limit or why_not_triton(*tensors)
+    if _backend == "auto" and reason is None and interpreting():
+        reason = "the interpreter is for tests; ask for it with set_backend('triton')"
+    return reason
+
+
 def use_triton(op: str, *tensors: Tensor, limit: str | None = None) -> bool:
     """Whether `op` runs its Triton kernel on `tensors`; counts `<op>.use_triton` or `<op>.use_reference`.
 
     `limit` is the op's own reason why its kernel does not take these tensors, or None.
     """
-    reason = "the reference was asked for" if _backend == "reference" else limit or why_not_triton(*tensors)
-    if _backend == "auto" and reason is None and interpreting():
-        reason = "the interpreter is for tests; ask for it with set_backend('triton')"
+    reason = why_reference(*tensors, limit=limit)
     if reason is not None and _backend == "triton":
         raise BackendError(f"{op}: the Triton kernel was asked for, but {reason}")
     counters.add(f"{op}.{'use_reference' if reason else 'use_triton'}")

@@ -98,7 +98,8 @@ class C3OCredit(Feature):
         """Report the step; look at the guard."""
         if self._before is not None:
             self.c3o.note_reduction(self._before - self._loss(s))
-        return Work(1, self.c3o.changed, self._metrics())
+        # a copy: the next step overwrites it, while the count is read once a row
+        return Work(1, self.c3o.changed.clone(), self._metrics())
 
     def _metrics(self) -> dict[str, float | Tensor]:
         scale = self.c3o.credit.scale()

@@ -9,7 +9,7 @@ weights: its kernels take addresses.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -83,6 +83,21 @@ class BlockBatch:
     def gradients(self) -> Tensor:
         """The gradients `[K, m, n]` in fp32 (a copy); zeros where a parameter has none."""
         return self._gather([p.parameter.grad for p in self.parts])
+
+    def present_gradients(self) -> list[Tensor]:
+        """The gradients of the parameters that have one, as they are."""
+        return [p.parameter.grad for p in self.parts if p.parameter.grad is not None]
+
+    def write_tables(self, without: torch.dtype) -> Hashable:
+        """Tell the kernels where gradients and weights are now; returns what their launches depend on besides that.
+
+        That is the types (`without` where no parameter has a gradient) and whether all addresses are aligned.
+        """
+        weights, gradients = [p.parameter for p in self.parts], self.present_gradients()
+        self.blocks.table("gradients", [p.grad for p in weights])
+        self.blocks.table("weights", weights)
+        types = gradients[0].dtype if gradients else without, weights[0].dtype
+        return types, self.blocks.aligned("gradients"), self.blocks.aligned("weights")
 
     def weights(self) -> Tensor:
         """The weights `[K, m, n]` in fp32 (a copy), without their residual."""

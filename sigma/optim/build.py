@@ -18,6 +18,7 @@ from sigma.optim.adamuon import AdaMuon
 from sigma.optim.blocks import SEPARATOR
 from sigma.optim.c3o import C3O
 from sigma.optim.gnprox import GNProx
+from sigma.optim.graphed_step import GraphedStep, OnEvent
 from sigma.optim.matrix import Direction, MakeDirection, MatrixOptimizer
 from sigma.optim.muon import Muon
 from sigma.optim.normuon import NorMuon
@@ -46,9 +47,12 @@ class OptimizerSet:
         matrix: MatrixOptimizer | None,
         adamw: torch.optim.AdamW | None,
         name: str,
+        *,
+        graph: bool = True,
     ) -> None:
         self.parameters, self.routes, self.name = dict(parameters), list(routes), name
         self.matrix, self.adamw = matrix, adamw
+        self.graphed = None if matrix is None else GraphedStep(matrix, wanted=graph)
 
     def set_scale(self, scale: float) -> None:
         """Set every learning rate to `scale` times its peak."""
@@ -65,12 +69,25 @@ class OptimizerSet:
 
         `clip` is what the gradients have been multiplied with to bound their norm.
         """
-        if self.matrix is not None:
+        if self.matrix is not None and self.graphed is not None:
             self.matrix.found_inf, self.matrix.clip = found_inf, clip
-            self.matrix.step()
+            self.graphed.step()
         if self.adamw is not None:
             self.adamw.found_inf = found_inf  # pyright: ignore[reportAttributeAccessIssue]
             self.adamw.step()
+
+    def why_no_graph(self) -> str | None:
+        """Why no step will come from a CUDA graph, as far as that is known before the first one; None if they will."""
+        return "there is no matrix optimizer" if self.graphed is None else self.graphed.why_never()
+
+    def listen(self, on_event: OnEvent) -> None:
+        """Hear of reasons that keep steps from coming from a CUDA graph."""
+        if self.graphed is not None:
+            self.graphed.listen(on_event)
+
+    def release_graphs(self) -> bool:
+        """Let go of the memory of CUDA graphs, for good; whether there was any."""
+        return self.graphed is not None and self.graphed.release()
 
     def zero_grad(self) -> None:
         """Drop all gradients."""
@@ -83,7 +100,9 @@ class OptimizerSet:
 
     def metrics(self) -> dict[str, Tensor | float]:
         """What the matrix optimizer reports; device scalars are not read here."""
-        return {} if self.matrix is None else self.matrix.metrics()
+        if self.matrix is None or self.graphed is None:
+            return {}
+        return self.matrix.metrics() | self.graphed.metrics()
 
     def state_dict(self) -> dict[str, Any]:
         """The routing table, and how many steps the matrix optimizer has counted."""
@@ -152,7 +171,7 @@ def build_optimizers(
         allocation = C3O(c3o) if c3o.c3o_credit_enabled else None
         matrix = MatrixOptimizer(parameters, owned, _direction(base, optim, curvature), optim, allocation)
     adamw = _adamw(parameters, rest, optim) if rest else None
-    return OptimizerSet(parameters, routes, matrix, adamw, train.optimizer)
+    return OptimizerSet(parameters, routes, matrix, adamw, train.optimizer, graph=optim.optim_graph)
 
 
 def _direction(name: str, optim: OptimSection, curvature: CurvatureSection) -> Direction:

@@ -8,7 +8,7 @@ While the verdict is not `active` the allocation is None, and every step is the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +19,7 @@ from torch import Tensor
 from sigma.config.c3o import C3OSection
 from sigma.optim.blocks import BlockBatch
 from sigma.optim.c3o_credit import Credit, CreditSettings, Probe, trust_bounds
-from sigma.optim.matrix import RESIDUAL, Step, Update
+from sigma.optim.matrix import RESIDUAL, Eager, Step, Update
 from sigma_kernels.matrix_step.codes import decode_residual
 
 PROBE, PROBE_STEP, PROBE_RATE, PROBE_SHARE = "probe", "probe_step", "probe_rate", "probe_share"
@@ -55,7 +55,7 @@ class C3O:
         self.blocks = 0
         self.guard, self.rises = torch.ones(()), torch.zeros(())
         self.changed = torch.zeros((), dtype=torch.int64)
-        """1 when the newest step of a block differed from the base's."""
+        """1 when the newest step of a block differed from the base's; overwritten in every step, like the two above."""
         self._numbers: dict[int, int] = {}
         self._credit: Credit | None = None
         self._slopes: list[Tensor] = []
@@ -69,6 +69,7 @@ class C3O:
             batch.new_state(slot, (), torch.float32)
         batch.new_state(PROBE_STEP, (), torch.int64)
         self.guard, self.rises = self.guard.to(batch.device), self.rises.to(batch.device)
+        self.changed = self.changed.to(batch.device)
         self._numbers[id(batch)] = len(self.batches)
         self.batches.append(batch)
         self.starts.append(self.blocks)
@@ -89,17 +90,26 @@ class C3O:
         if number == 0:
             self._begin(step)
         shares = self.credit.scale()[own] * self.guard if self.active else None
-        if step.number % self.interval == 0 and self.awake:
+        if self._keeps(step.number):
             self._keep(batch, update, shares, step)
         elif self._bends is not None:
             self._measure(batch, number, step)
         return shares
 
+    def phase(self, number: int) -> Hashable:
+        """Whether credit acts. Its own steps change what the host holds: they are eager."""
+        if self._keeps(number) or self._bends is not None:
+            return Eager("credit keeps or measures an update in this step")
+        return self.active
+
+    def _keeps(self, number: int) -> bool:
+        return number % self.interval == 0 and self.awake
+
     def _begin(self, step: Step) -> None:
         step.store(self.guard, (self.guard * GUARD_RECOVERY).clamp(max=1))
         different = (self.credit.log_scale != 0).any() | (self.guard != 1)
         taken = different if step.found_inf is None else different & (step.found_inf == 0)
-        self.changed = taken.to(torch.int64) * self.active
+        self.changed.copy_(taken.to(torch.int64) * self.active)
 
     def _keep(self, batch: BlockBatch, update: Update, shares: Tensor | None, step: Step) -> None:
         share = torch.ones_like(batch.state[PROBE_SHARE]) if shares is None else shares
@@ -200,9 +210,9 @@ class C3O:
     def note_reduction(self, reduction: Tensor) -> None:
         """Divergence guard: halve all steps when the loss of the very batch that was stepped on rose twice in a row."""
         rose = ~(reduction >= 0)
-        self.rises = torch.where(rose, self.rises + 1, 0.0)
-        self.guard = torch.where(self.rises >= 2, self.guard / 2, self.guard)
-        self.rises = torch.where(self.rises >= 2, 0.0, self.rises)
+        rises = torch.where(rose, self.rises + 1, 0.0)
+        self.guard.copy_(torch.where(rises >= 2, self.guard / 2, self.guard))
+        self.rises.copy_(torch.where(rises >= 2, 0.0, rises))
 
     def metrics(self) -> dict[str, Tensor | float]:
         """Nothing: the feature c3o_credit reports."""
@@ -221,8 +231,8 @@ class C3O:
         if not state:
             return
         self.active = state["active"]
-        self.guard = torch.full_like(self.guard, state["guard"])
-        self.rises = torch.full_like(self.rises, state["rises"])
+        self.guard.fill_(state["guard"])
+        self.rises.fill_(state["rises"])
         if self.blocks:
             self.credit.load_state_dict(state["credit"])
 

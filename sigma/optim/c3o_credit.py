@@ -67,7 +67,7 @@ class Probe:
 
 
 class Credit:
-    """Averages of the probes of `blocks` blocks, and the scale s_b of each."""
+    """Averages of the probes of `blocks` blocks, and the scale s_b of each. They stay where a CUDA graph found them."""
 
     def __init__(self, blocks: int, settings: CreditSettings, device: torch.device | str = "cpu") -> None:
         self.settings = settings
@@ -93,11 +93,11 @@ class Credit:
         }
         for name, value in seen.items():
             old = getattr(self, name)
-            setattr(self, name, torch.where(valid.bool(), torch.lerp(value, old, self.settings.ema), old))
+            old.copy_(torch.where(valid.bool(), torch.lerp(value, old, self.settings.ema), old))
         wanted = torch.lerp(self.log_scale, self.target(probe.energy), self.settings.gain)
         bounds = math.log(self.settings.scale_min), math.log(self.settings.scale_max)
         moved = neutral(wanted, probe.energy, low.log().clamp(min=bounds[0]), high.log().clamp(max=bounds[1]))
-        self.log_scale = torch.where(valid.bool(), moved, self.log_scale)
+        self.log_scale.copy_(torch.where(valid.bool(), moved, self.log_scale))
 
     def means(self) -> tuple[Tensor, Tensor, Tensor]:
         """(slope a, bend rho kappa, rate rho), averaged over the probes."""
@@ -163,8 +163,7 @@ class Credit:
     def load_state_dict(self, state: Mapping[str, list[float] | float]) -> None:
         """Restore `state_dict`."""
         for name in STATE:
-            old = getattr(self, name)
-            setattr(self, name, torch.tensor(state[name], dtype=old.dtype, device=old.device))
+            getattr(self, name).copy_(torch.tensor(state[name]))
 
 
 STATE = ("log_scale", "rate", "share", "slope", "slope_power", "bend", "bend_power", "mass")

@@ -20,7 +20,7 @@ from sigma.optim.blocks import BlockBatch
 from sigma.optim.damping import Damping
 from sigma.optim.gnprox_math import clip_singular_values, damped_step, noise_exponent, quadratic_term
 from sigma.optim.gnprox_statistics import INPUT_BASIS, OUTPUT_BASIS, CurvatureStatistics
-from sigma.optim.matrix import MOMENTUM, MOMENTUM_SCALE, UPDATE_RMS, Step, Update, rms_factor
+from sigma.optim.matrix import MOMENTUM, MOMENTUM_SCALE, UPDATE_RMS, Eager, Step, Update, rms_factor
 from sigma.optim.muon import Muon
 from sigma_kernels.matrix_step.codes import decode_int8
 
@@ -109,6 +109,10 @@ class GNProx(Muon):
             total = total + (self._slopes[id(batch)] * step_KMN).sum() - bend.sum() / 2
         self._slopes.clear()
         return total
+
+    def phase(self, number: int) -> Eager:
+        """Always eager."""
+        return Eager("gnprox corrects its averages by the number of the step, which a CUDA graph would repeat")
 
     def metrics(self) -> dict[str, Tensor | float]:
         """Damping, the last reduction ratio, and the mean exponent."""

@@ -9,7 +9,7 @@ rate of each block. Nothing here waits for the device.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -53,6 +53,13 @@ class Step:
 
 
 @dataclass(frozen=True)
+class Eager:
+    """Why a step cannot be repeated from a CUDA graph: the answer of a `phase`."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
 class Update:
     """The step of a batch before rate and decay: factor * scale * direction, with the root mean square 0.2.
 
@@ -88,6 +95,10 @@ class Direction(Protocol):
         """The update; state is changed through `step.store` only. Raw gradients: `batch.gradients()`."""
         ...
 
+    def phase(self, number: int) -> Hashable:
+        """What the host decides in step `number`: equal answers, equal launches. `Eager` where state moves or waits."""
+        ...
+
     def metrics(self) -> dict[str, Tensor | float]:
         """Values for metrics.jsonl; device scalars are not read here."""
         ...
@@ -102,6 +113,10 @@ class Allocation(Protocol):
 
     def __call__(self, batch: BlockBatch, update: Update, step: Step) -> Tensor | None:
         """fp32 `[K]` that multiplies the learning rate of each block, or None for 1. Weights are those before."""
+        ...
+
+    def phase(self, number: int) -> Hashable:
+        """As `Direction.phase`."""
         ...
 
     def metrics(self) -> dict[str, Tensor | float]:
@@ -146,10 +161,25 @@ class MatrixOptimizer:
     @torch.no_grad()
     def step(self) -> None:
         """One update of everything, or of nothing where the device scalar `found_inf` is 1."""
+        self.begin()
+        self.update()
+
+    def begin(self) -> None:
+        """The host's part of a step: its number, and state if there is none yet."""
         self.prepare()
         self.steps += 1
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """The device's part of the step that `begin` began: nothing but launches, in the same order in equal phases."""
         for batch in self.batches:
             self._update(batch)
+
+    def phase(self) -> tuple[Hashable, ...] | Eager:
+        """What the host decides in the step that `begin` began."""
+        parts = (self.direction, self.allocation)
+        phases = tuple(part.phase(self.steps) for part in parts if part is not None)
+        return next((phase for phase in phases if isinstance(phase, Eager)), phases)
 
     def prepare(self) -> None:
         """Make all state, if it is not there yet."""

@@ -6,6 +6,8 @@ newton_schulz` a plain matrix gets torch.optim.Muon's update (`match_rms_adamw`)
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+
 import torch
 from torch import Tensor
 
@@ -33,6 +35,10 @@ class Muon:
     def __call__(self, batch: BlockBatch, averaged_KMN: Tensor, step: Step) -> Update:
         """0.2 sqrt(max(m, n)) polar(averaged)."""
         return self.orthogonal(batch, averaged_KMN, step)
+
+    def phase(self, number: int) -> Hashable:
+        """That of the orthogonalisation."""
+        return self.orthogonal.phase(number)
 
     def metrics(self) -> dict[str, Tensor | float]:
         """How many matrices were orthogonalised how."""

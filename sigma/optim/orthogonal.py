@@ -38,11 +38,11 @@ class Orthogonaliser:
     def __call__(self, batch: BlockBatch, averaged_KMN: Tensor, step: Step) -> Update:
         """The directions of a batch."""
         o = self._optim
-        if o.muon_block_period > 1 and batch.rows > o.muon_block_rows and step.number % o.muon_block_period != 1:
+        if self._in_blocks(step.number) and batch.rows > o.muon_block_rows:
             counters.add(BLOCK, batch.count)
             return self._blocks_of_rows(averaged_KMN)
         if o.muon_interval > 1:
-            if due(step.number, o.muon_interval, o.muon_interval_warmup):
+            if self._due(step.number):
                 counters.add(FULL, batch.count)
                 return self._with_transform(batch, averaged_KMN, step)
             counters.add(FAST, batch.count)
@@ -51,6 +51,16 @@ class Orthogonaliser:
         if o.teon_layers > 1:
             return self._layers_together(batch, averaged_KMN)
         return Update(self._polar(averaged_KMN), rms_factor(batch.rows, batch.columns))
+
+    def phase(self, number: int) -> tuple[bool, bool]:
+        """Whether step `number` takes blocks of rows, and whether it uses an earlier transform."""
+        return self._in_blocks(number), self._optim.muon_interval > 1 and not self._due(number)
+
+    def _in_blocks(self, number: int) -> bool:
+        return self._optim.muon_block_period > 1 and number % self._optim.muon_block_period != 1
+
+    def _due(self, number: int) -> bool:
+        return due(number, self._optim.muon_interval, self._optim.muon_interval_warmup)
 
     def _polar(self, x_KMN: Tensor) -> Tensor:
         o = self._optim

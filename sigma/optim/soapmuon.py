@@ -17,7 +17,7 @@ from sigma.config.curvature import CurvatureSection
 from sigma.config.optim import OptimSection
 from sigma.optim.blocks import BlockBatch
 from sigma.optim.eigenbasis import follow_basis, from_basis, to_basis
-from sigma.optim.matrix import Step, Update
+from sigma.optim.matrix import Eager, Step, Update
 from sigma.optim.muon import Muon
 
 COVARIANCES = (("soap_left", "soap_left_basis"), ("soap_right", "soap_right_basis"))
@@ -55,6 +55,10 @@ class SoapMuon(Muon):
         eps = RELATIVE_EPS * batch.state[POWER].mean((1, 2), keepdim=True).sqrt() + _TINY
         whitened = from_basis(to_basis(averaged_KMN, left, right) / (root + eps), left, right)
         return super().__call__(batch, whitened, step)
+
+    def phase(self, number: int) -> Eager:
+        """Always eager."""
+        return Eager("the QR decompositions of soapmuon are not captured")
 
     def _bases(self, batch: BlockBatch, gradients_KMN: Tensor, step: Step) -> list[Tensor]:
         refresh = step.number <= self._interval or step.number % self._interval == 0

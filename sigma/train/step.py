@@ -61,8 +61,9 @@ class Stepper:
     """Trains `model` on one batch at a time.
 
     The gradient is that of the mean over all labels of the batch, however it is cut into micro-batches. When memory
-    runs out, the micro-batch is halved and the same batch is done again; `micro_batch` belongs to the checkpoint,
-    because the order of summation changes the last bits. `forward` is the model or its compiled form.
+    runs out, the optimizer's CUDA graphs are let go, or else the micro-batch is halved, and the same batch is done
+    again; `micro_batch` belongs to the checkpoint, because the order of summation changes the last bits. `forward` is
+    the model or its compiled form.
     """
 
     def __init__(
@@ -107,14 +108,16 @@ class Stepper:
             except (MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):
                     raise
-                if self.micro_batch == 1:
+                released = self.optimizers.release_graphs()
+                if self.micro_batch == 1 and not released:
                     raise SigmaError(
                         "out of memory with one row at a time: lower --seq-len or the model's sizes (--preset), or"
                         " close other programs that use the device"
                     ) from error
             # Outside the except block: the traceback would keep the activations of the failed attempt alive.
             self._let_go(s)
-            self._halve(s.step)
+            if not released:  # else the batch may fit as it is
+                self._halve(s.step)
             rollback.restore()
             self._on_retry()
 

@@ -96,6 +96,16 @@ def test_torch_compile_on_the_cpu_is_ignored_aloud(make: Make) -> None:
     assert [row["event"] for row in rows(trainer, "event")] == ["torch_compile_ignored"]
 
 
+@pytest.mark.parametrize(
+    "flags, said", [({}, "not on a CUDA device"), ({"optim_graph": False}, "--no-optim-graph")], ids=["cpu", "flag"]
+)
+def test_the_startup_row_says_why_the_optimizer_has_no_graph(make: Make, flags: dict[str, Any], said: str) -> None:
+    trainer = make(**flags)
+    assert said in trainer.startup["optim_graph"]
+    train_steps(trainer, 1)
+    assert trainer.stepper.optimizers.metrics()["optim_eager_steps"] == 1
+
+
 def test_wandb_starts_the_relay(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[Any] = []
     monkeypatch.setattr(sigma.build.wandb_relay, "start", lambda *arguments: started.append(arguments))

@@ -1,4 +1,7 @@
-"""One optimizer step over all parameters of a preset: ours, eager and from a CUDA graph, and torch's own optimizers.
+"""One optimizer step over all parameters of a preset: ours, eager and from CUDA graphs, and torch's own optimizers.
+
+Ours is what the trainer calls: gradients lie elsewhere in every step, and with `-graph` the matrix optimizer decides by
+itself to replay its step, while AdamW stays eager. `adamw-graph` alone is captured here, as a floor for launches.
 
 The floor is what a step with orthogonalised matrices must move (gradient, momentum and weights once, what is
 orthogonalised written and read) and multiply (Polar Express, symmetric products at half their cost). torch's AdamW is
@@ -8,8 +11,9 @@ rest.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -30,7 +34,7 @@ LEAN = OptimSection(momentum_dtype="int8", weight_dtype="bf16_residual")
 
 @dataclass(frozen=True)
 class Provider:
-    """An optimizer of ours, or torch's; `graph` replays one captured step."""
+    """An optimizer of ours, or torch's; `graph` is `--optim-graph`, and for AdamW a step captured here."""
 
     optimizer: str
     graph: bool = False
@@ -68,21 +72,31 @@ def make_parameters(preset: str, *, apart: bool) -> tuple[dict[str, Parameter], 
     return parameters, roles
 
 
-def fill_gradients(parameters: dict[str, Parameter]) -> None:
+def fill_gradients(parameters: dict[str, Parameter], seed: int = 1) -> None:
     """Random gradients in the type of each parameter."""
-    generator = torch.Generator("cuda").manual_seed(1)
+    generator = torch.Generator("cuda").manual_seed(seed)
     for p in parameters.values():
         p.grad = (torch.randn(p.shape, device="cuda", generator=generator) * 1e-3).to(p.dtype)
 
 
 def ours(provider: Provider, preset: str) -> Step:
-    """A step of `OptimizerSet`."""
+    """A step of `OptimizerSet`; its gradients lie in two places in turn, because backward puts them into new memory."""
     parameters, roles = make_parameters(preset, apart=False)
     train = TrainSection(lr=1e-3, adam_lr=1e-3, optimizer=provider.optimizer)  # pyright: ignore[reportArgumentType]
-    optimizers = build_optimizers(parameters, roles, train, provider.optim, CurvatureSection(), C3OSection())
-    fill_gradients(parameters)
-    found_inf = torch.zeros((), device="cuda")
-    return lambda: optimizers.step(found_inf)
+    optim = replace(provider.optim, optim_graph=provider.graph)
+    optimizers = build_optimizers(parameters, roles, train, optim, CurvatureSection(), C3OSection())
+    places = []
+    for seed in (1, 2):
+        fill_gradients(parameters, seed)
+        places.append([p.grad for p in parameters.values()])
+    found_inf, turn = torch.zeros((), device="cuda"), itertools.cycle(places)
+
+    def step() -> None:
+        for p, gradient in zip(parameters.values(), next(turn), strict=True):
+            p.grad = gradient
+        optimizers.step(found_inf)
+
+    return step
 
 
 def torchs(provider: Provider, preset: str) -> Step:
@@ -122,11 +136,13 @@ class Run:
     _held: list[Any] = field(default_factory=list)
 
     def setup(self) -> None:
-        """Make everything and take a step, so that state exists."""
+        """Make everything and take the steps that make state, kernels and graphs."""
         make = torchs if self.provider.optimizer.startswith("torch") else ours
         step = make(self.provider, self.preset)
-        step()
-        self._held = [captured(step) if self.provider.graph else step]
+        for _ in range(3):
+            step()
+        adamw = self.provider.optimizer == "adamw"
+        self._held = [captured(step) if self.provider.graph and adamw else step]
 
     def __call__(self) -> object:
         return self._held[0]()

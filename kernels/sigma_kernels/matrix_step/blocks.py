@@ -67,6 +67,12 @@ class BlockList:
             table.written = addresses
         return table
 
+    def aligned(self, what: str) -> bool:
+        """Whether every matrix of a table that was written starts at a multiple of 16 bytes."""
+        sizes = [shape[-2] * shape[-1] for shape in self.shapes] + [first * self.columns for first, _ in self.ranges]
+        addresses = self._tables[what].written
+        return all(size % 8 == 0 for size in sizes) and all(address % 16 == 0 for address in addresses)
+
     def _new_table(self) -> BlockTable:
         owners, offsets = [], []
         for p, (shape, (first_row, _)) in enumerate(zip(self.shapes, self.ranges, strict=True)):

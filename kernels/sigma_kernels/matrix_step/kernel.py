@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sigma_kernels.matrix_step.blocks import ABSENT, ADDRESSES, BlockList, BlockTable
+from sigma_kernels.matrix_step.blocks import ABSENT, ADDRESSES, BlockList
 from sigma_kernels.matrix_step.codes import BLOCK, LEVELS, STEPS_PER_ULP
 from sigma_kernels.matrix_step.reference import Decay, Form
 
@@ -179,7 +179,7 @@ def launch_momentum_step(
             table.address_P, table.owner_K, table.offset_K, momentum_KMN, scale, out_KMN, active_K, found_inf, beta,
             blocks.rows * blocks.columns,
             GRAD=_type(present[0] if present else out_KMN), FORM=("nesterov", "average", "sign").index(form),
-            **tile_of(blocks, table),
+            **tile_of(blocks, "gradients"),
         )  # fmt: skip
     return out_KMN, active_K
 
@@ -208,18 +208,16 @@ def launch_weight_step(
             None if scale is None else scale.contiguous(), rate_K, decay_K, active_K, found_inf,
             rate_K.stride(0), decay_K.stride(0), blocks.rows * blocks.columns,
             COLUMNS=blocks.columns, SCALES=scales, WEIGHT=_type(weights[0]), CAUTIOUS=decay.startswith("cautious"),
-            PROX=decay.endswith("prox"), **tile_of(blocks, table),
+            PROX=decay.endswith("prox"), **tile_of(blocks, "weights"),
         )  # fmt: skip
 
 
-def tile_of(blocks: BlockList, table: BlockTable) -> dict[str, Any]:
-    """Compile-time arguments that both kernels share. ALIGNED: every matrix starts at a multiple of 16 bytes.
+def tile_of(blocks: BlockList, what: str) -> dict[str, Any]:
+    """Compile-time arguments that both kernels share. ALIGNED: `BlockList.aligned` of the table `what`.
 
     The size of the matrices is not among them: it would compile both kernels anew for each shape of a model.
     """
-    sizes = [shape[-2] * shape[-1] for shape in blocks.shapes] + [first * blocks.columns for first, _ in blocks.ranges]
-    aligned = all(size % 8 == 0 for size in sizes) and all(address % 16 == 0 for address in table.written)
-    return {"ALIGNED": aligned, "TILE": TILE, "num_warps": WARPS}
+    return {"ALIGNED": blocks.aligned(what), "TILE": TILE, "num_warps": WARPS}
 
 
 def _grid(blocks: BlockList) -> tuple[int]:

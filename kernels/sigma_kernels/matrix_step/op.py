@@ -104,6 +104,11 @@ def weight_step(
     )  # fmt: skip
 
 
+def why_reference(momentum_KMN: Tensor, tensors: Sequence[Tensor]) -> str | None:
+    """The reason why these gradients or weights would go to the reference, or None for the kernel."""
+    return dispatch.why_reference(momentum_KMN, limit=_limit(tensors))
+
+
 def _limit(tensors: Sequence[Tensor]) -> str | None:
     if any(not t.is_contiguous() for t in tensors):
         return "a tensor is not contiguous"

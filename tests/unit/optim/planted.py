@@ -77,6 +77,9 @@ class RandomShares:
         start = self.starts[id(batch)]
         return self.shares[start : start + batch.count]
 
+    def phase(self, number: int) -> None:
+        return None
+
     def metrics(self) -> dict[str, Tensor | float]:
         return {}
 

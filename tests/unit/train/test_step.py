@@ -17,6 +17,8 @@ from sigma.train.clock import HostTimeline, PhaseClock
 from sigma.train.feature import StepState
 from sigma.train.step import Stepper, StepSettings
 from sigma_kernels import counters
+from sigma_kernels.matrix_step.blocks import BlockList
+from tests.unit.optim.fake_graph import graph, write_table
 
 CPU = torch.device("cpu")
 SETTINGS = StepSettings(device=CPU, bf16=False, micro_batch=6, grad_clip=1.0)
@@ -168,6 +170,33 @@ def test_out_of_memory_halves_the_micro_batch_and_trains_the_same_batch(make: An
     ]
     assert stepper.retries == [1, 1]
     reference.train(StepState(1, batch), 1.0)
+    assert same(snapshot(stepper), snapshot(reference))
+
+
+@pytest.mark.parametrize("first", [6, 1], ids=["halves later", "not even a row"])
+def test_out_of_memory_lets_the_optimizers_graphs_go_before_it_halves(
+    make: Any, tiny: Any, monkeypatch: Any, first: int
+) -> None:
+    """A graph keeps memory that the same batch would have fitted into without it."""
+    monkeypatch.setattr(BlockList, "table", write_table)
+    stepper, reference = make(micro_batch=first), make(micro_batch=first)
+    _, graphs, told = graph(stepper.optimizers)
+    for step in (1, 2, 3):
+        stepper.train(StepState(step, tiny.batch(step)), 1.0)
+    assert graphs.replays == 2
+    release = stepper.optimizers.release_graphs
+
+    def release_and_fit() -> bool:
+        stepper.model.fail_above = None
+        return release()
+
+    stepper.model.fail_above = 0
+    stepper.optimizers.release_graphs = release_and_fit
+    stepper.train(StepState(4, tiny.batch(4)), 1.0)
+    assert (stepper.micro_batch, stepper.events, stepper.retries) == (first, [], [1])
+    assert told == ["optim_graph_unused: memory ran out"]
+    for step in (1, 2, 3, 4):
+        reference.train(StepState(step, tiny.batch(step)), 1.0)
     assert same(snapshot(stepper), snapshot(reference))
 
 
