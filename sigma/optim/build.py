@@ -48,7 +48,7 @@ class OptimizerSet:
         adamw: torch.optim.AdamW | None,
         name: str,
         *,
-        graph: bool = True,
+        graph: bool = False,
     ) -> None:
         self.parameters, self.routes, self.name = dict(parameters), list(routes), name
         self.matrix, self.adamw = matrix, adamw

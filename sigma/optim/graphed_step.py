@@ -51,7 +51,7 @@ class GraphedStep:
 
     def __init__(self, matrix: MatrixOptimizer, graphs: Graphs | None = None, *, wanted: bool = True) -> None:
         self._matrix, self._graphs = matrix, graphs or CudaGraphs()
-        self._never = self._graphs.why_never(matrix.batches) if wanted else "it was switched off (--no-optim-graph)"
+        self._never = self._graphs.why_never(matrix.batches) if wanted else "it is off (--optim-graph switches it on)"
         self._captured: dict[Hashable, Captured] = {}
         self._warm: set[Hashable] = set()
         self._places: tuple[int, ...] = ()
