@@ -64,9 +64,6 @@ def test_the_floor_counts_the_products_that_the_op_runs(module, rows, columns, i
             counted[self.form] += (1 if symmetric else 2) * self.rows * self.columns * other.columns
             return Matrix(self.form, self.rows, other.columns)
 
-        def __matmul__(self, other: Matrix) -> Matrix:
-            return self.times(other, symmetric=False)
-
     class Counting:
         def gram(self, x: Matrix) -> Matrix:
             return x.times(Matrix(x.form, x.columns, x.rows), symmetric=True)
@@ -77,8 +74,11 @@ def test_the_floor_counts_the_products_that_the_op_runs(module, rows, columns, i
         def quadratic(self, gram: Matrix, triple: object) -> Matrix:
             return gram.times(gram, symmetric=True)
 
-        def apply(self, x: Matrix, triple: object) -> Matrix:
-            return self.quadratic(self.gram(x), triple) @ x
+        def apply(self, x: Matrix, triple: object, out: object = None) -> Matrix:
+            return self.multiply(self.quadratic(self.gram(x), triple), x)
+
+        def multiply(self, left: Matrix, x: Matrix, out: object = None) -> Matrix:
+            return left.times(x, symmetric=False)
 
     n, m = min(rows, columns), max(rows, columns)
     for form, run in (("direct", reference.direct_form), ("gram", reference.gram_form)):
