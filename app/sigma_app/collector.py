@@ -11,6 +11,7 @@ from contextlib import contextmanager
 def no_collections() -> Iterator[None]:
     """Inside, no collection runs; what exists at the end is left out of all later ones, which so are short."""
     was_enabled = gc.isenabled()
+    gc.collect()  # what is garbage by now would be frozen with the rest, and its memory lost
     gc.disable()
     try:
         yield

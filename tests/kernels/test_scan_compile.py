@@ -83,10 +83,11 @@ def type_of(name: str, rank: int, norm: bool) -> str | None:
     return "i32" if name in UNALIGNED else "i32:16"
 
 
-def compiled(name: str, rank: int, capability: int) -> Usage:
+def compiled(name: str, rank: int, capability: int, *, packed: bool = False) -> Usage:
     kernel, constexprs, options = kernels(rank, capability)[name]
     norm = name == "norm_backward_kernel"
-    types = [type_of(argument, rank, norm) for argument in kernel.arg_names if argument not in constexprs]
+    arguments = [argument for argument in kernel.arg_names if argument not in constexprs]
+    types = [INTEGERS[a] if packed and a == "sequence_ptr" else type_of(a, rank, norm) for a in arguments]
     options = dict(options)
     warps = options.pop("num_warps")
     return compile_kernel(kernel, types, capability=capability, num_warps=warps, options=options, **constexprs)
@@ -110,6 +111,10 @@ def assert_fits(name: str, rank: int, capability: int) -> None:
 @pytest.mark.parametrize("name", list(kernels(1)))
 def test_the_kernel_fits_a_consumer_gpu_and_spills_no_more_than_recorded(name, capability):
     assert_fits(name, 1, capability)
+
+
+def test_the_sums_that_end_where_a_packed_sequence_does_compile_without_spills():
+    assert compiled("phase_backward_kernel", 1, 90, packed=True).spilled_bytes == 0
 
 
 @pytest.mark.parametrize("capability", RANK_4)

@@ -81,7 +81,8 @@ def test_a_row_that_no_launch_can_have_is_refused_with_its_table(wrong, tmp_path
     "row", [{}, {"tile": None}, {"tile": {"BLOCK": 64}}, {"tile": TILE, "rows": 1}, {"tile": TILE | {"BLOCK": 96}},
             {"tile": TILE | {"num_warps": 0}}, {"tile": TILE | {"num_stages": 0}}, {"tile": TILE | {"maxnreg": 8}},
             {"tile": TILE | {"DESCRIPTORS": 0}}, {"tile": TILE | {"RATIO": 1}}, {"tile": TILE | {"DESCRIPTORS": True}},
-            {"tile": TILE | {"DESCRIPTORS": True, "RATIO": 4}}],
+            {"tile": TILE | {"DESCRIPTORS": True, "RATIO": 4}},
+            {"tile": TILE | {"DESCRIPTORS": True, "RATIO": 2, "BLOCK": 256}}],
     ids=str,
 )  # fmt: skip
 def test_a_tile_that_no_product_can_have_is_refused_with_its_table(row, tmp_path):

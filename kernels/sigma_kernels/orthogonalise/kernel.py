@@ -19,6 +19,8 @@ from sigma_kernels.orthogonalise.normalise import normalised_wide_triton
 from sigma_kernels.orthogonalise.reference import Triple
 from sigma_kernels.pipelining import stages
 
+LARGEST_BOX = 256  # rows that a tensor descriptor moves at a time
+
 
 class TritonProducts:
     """Symmetric products of bf16 or fp16 batches; results in the type of the input."""
@@ -92,6 +94,8 @@ def check_settings(settings: tuned.Settings) -> None:
     whole = tile.keys() == bounds.keys() | {"num_stages", "DESCRIPTORS"} and type(described) is bool
     if not whole or not all(tuned.power_of_two(tile[name], *bound) for name, bound in bounds.items()):
         raise ValueError(f"{str(settings)[:80]} is no tile of a symmetric product")
+    if tile["BLOCK"] * tile.get("RATIO", 1) > LARGEST_BOX:
+        raise ValueError(f"BLOCK * RATIO is above {LARGEST_BOX}: that is no tile of a symmetric product")
     if type(tile["num_stages"]) is not int or not 1 <= tile["num_stages"] <= 8:
         raise ValueError(f"num_stages = {str(tile['num_stages'])[:40]} is none of a pipeline")
 

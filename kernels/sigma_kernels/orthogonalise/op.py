@@ -28,10 +28,11 @@ GRAM_FROM_ROWS = 128
 CHUNK = 1 << 25
 
 
+@torch.no_grad()
 def orthogonalise(
     x_KMN: Tensor, *, polynomial: Polynomial = "polar_express", iterations: int = 5, form: Form = "auto"
 ) -> Tensor:
-    """The singular values of each matrix brought near 1; zero matrices stay zero.
+    """The singular values of each matrix brought near 1; zero matrices stay zero. Not differentiable.
 
     `polar_express` works in fp16 on CUDA, which after the division by the norm is ten times as exact as bf16; on the
     CPU, where fp16 is slow, in bf16. `auto` takes the Gram form for long matrices on CUDA. `newton_schulz` is
@@ -54,6 +55,7 @@ def orthogonalise(
     return _polars(x_KMN, iterations, form)[0]
 
 
+@torch.no_grad()
 def orthogonalise_with_transform(x_KMN: Tensor, *, iterations: int = 5) -> tuple[Tensor, Tensor]:
     """(polar factors, symmetric fp16 or fp32 `[K, s, s]` with s = min(m, n)): what brought them there.
 
@@ -97,8 +99,9 @@ def _products(x: Tensor) -> Products:
 
 
 def _chunks(x_KMN: Tensor) -> tuple[Tensor, ...]:
-    """Parts of nearly the same size: a small one at the end would leave a GPU empty."""
-    return x_KMN.tensor_split(min(x_KMN.shape[0], -(-x_KMN.numel() // CHUNK)))
+    """Parts of nearly the same size (a small one at the end would leave a GPU empty) within CHUNK, or one matrix."""
+    most = max(1, CHUNK // (x_KMN.shape[1] * x_KMN.shape[2]))
+    return x_KMN.tensor_split(-(-x_KMN.shape[0] // most))
 
 
 def _check(x_KMN: Tensor, iterations: int) -> None:

@@ -1,6 +1,7 @@
 """The collector rests while libraries are imported, and is as it was afterwards."""
 
 import gc
+import weakref
 
 import pytest
 
@@ -15,14 +16,27 @@ def thawed():
 
 def test_inside_nothing_is_collected():
     runs = []
-    gc.callbacks.append(lambda phase, info: runs.append(phase))
-    try:
-        with no_collections():
+    with no_collections():
+        gc.callbacks.append(lambda phase, info: runs.append(phase))
+        try:
             kept = [[] for _ in range(10 * gc.get_threshold()[0])]
-    finally:
-        gc.callbacks.pop()
+        finally:
+            gc.callbacks.pop()
     assert len(kept) == 10 * gc.get_threshold()[0]
     assert runs == []
+
+
+def test_garbage_of_before_is_not_kept_for_good():
+    class Cycle:
+        def __init__(self) -> None:
+            self.own = self
+
+    cycle = Cycle()
+    alive = weakref.ref(cycle)
+    del cycle
+    with no_collections():
+        pass
+    assert alive() is None
 
 
 def test_what_exists_at_the_end_is_left_out_of_later_collections_and_what_comes_later_is_not():
