@@ -168,11 +168,11 @@ def test_parts_of_a_large_batch_have_nearly_the_same_size(chunk, parts, monkeypa
 @pytest.mark.parametrize("quadratic", [False, True], ids=["gram", "quadratic"])
 def test_products_by_pointers_fit_a_consumer_gpu_and_spill_nothing(quadratic, rows, even, capability):
     pytest.importorskip("triton")
-    from sigma_kernels.orthogonalise.kernel import tile_of
+    from sigma_kernels.orthogonalise.kernel import built_in_tile
     from sigma_kernels.orthogonalise.pointers import product_by_pointers
 
     types: list[str | None] = ["*fp16", "*fp16", "*fp16", *["i32:16"] * 7, "fp32", "fp32", "fp32"]
-    tile = tile_of(rows, architecture_of(capability), described=False)
+    tile = built_in_tile(rows, architecture_of(capability))
     assert not tile.pop("DESCRIPTORS")
     options = {"num_stages": tile.pop("num_stages")}
     usage = compile_kernel(

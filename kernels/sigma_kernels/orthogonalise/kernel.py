@@ -16,14 +16,17 @@ from sigma_kernels import counters, tuned
 from sigma_kernels.architecture import WARPGROUP_PRODUCTS, architecture
 from sigma_kernels.orthogonalise import descriptors, pointers
 from sigma_kernels.orthogonalise.normalise import normalised_wide_triton
-from sigma_kernels.orthogonalise.reference import Triple
+from sigma_kernels.orthogonalise.reference import TorchProducts, Triple
 from sigma_kernels.pipelining import stages
 
 LARGEST_BOX = 256  # rows that a tensor descriptor moves at a time
 
 
-class TritonProducts:
-    """Symmetric products of bf16 or fp16 batches; results in the type of the input."""
+class TritonProducts(TorchProducts):
+    """Symmetric products of bf16 or fp16 batches; results in the type of the input.
+
+    Q X stays with the vendor's library: no half of it can be saved.
+    """
 
     def normalised_wide(self, x_KMN: Tensor, dtype: torch.dtype) -> Tensor:
         """Each matrix over a little more than its norm, turned where it is tall."""
@@ -45,43 +48,42 @@ class TritonProducts:
         """(a I + b R + c R^2) X: a in the matrix, which is rounded once, saves a pass over X."""
         return self.multiply(self.quadratic(self.gram(x_KMN), triple), x_KMN, out)
 
-    def multiply(self, left_KMM: Tensor, x_KMN: Tensor, out: Tensor | None = None) -> Tensor:
-        """Q X, by the vendor's library: no half of it can be saved."""
-        return torch.bmm(left_KMM, x_KMN, out=out)
-
 
 def _launch(x_KMN: Tensor, y_KMN: Tensor, triple: Triple | None) -> Tensor:
     x, y = (t if t.stride(2) == 1 else t.contiguous() for t in (x_KMN, y_KMN))
     count, rows, _ = x.shape
     out = torch.empty((count, rows, rows), dtype=x.dtype, device=x.device)
-    tile = tile_of(rows, architecture(x.device), described=descriptors.describable(x, y, out))
+    name = architecture(x.device)
+    tile = tile_of(rows, name)
+    if tile["DESCRIPTORS"] and not descriptors.describable(x, y, out):
+        tile = built_in_tile(rows, name)
     tile["num_stages"] = stages(tile["num_stages"])
-    by = descriptors if tile.pop("DESCRIPTORS") else pointers
+    by, launch = ("descriptors", descriptors.launch) if tile.pop("DESCRIPTORS") else ("pointers", pointers.launch)
     counters.add("orthogonalise.symmetric_products")
-    counters.add(f"orthogonalise.by_{by.__name__.rpartition('.')[2]}")
+    counters.add(f"orthogonalise.by_{by}")
     with torch.cuda.device_of(x):
-        by.launch(x, y, out, triple, tile)
+        launch(x, y, out, triple, tile)
     return out
 
 
-def tile_of(rows: int, name: str, *, described: bool = True) -> dict[str, Any]:
-    """Compile-time arguments on an architecture: what was tuned on this machine, else large tiles where the matrix has
-    several. Without descriptors within 99 KiB of shared memory.
+def tile_of(rows: int, name: str) -> dict[str, Any]:
+    """Compile-time arguments on an architecture: what was tuned on this machine, else `built_in_tile`.
 
-    Args:
-        described: whether descriptors can stand for the matrices; `DESCRIPTORS` says whether they do.
+    `DESCRIPTORS` says by which kernel.
     """
     found = tuned.settings("orthogonalise", tile_key(rows, name))
-    if found is not None and (described or not found["tile"]["DESCRIPTORS"]):
-        return dict(found["tile"])
+    return built_in_tile(rows, name) if found is None else dict(found["tile"])
+
+
+def built_in_tile(rows: int, name: str) -> dict[str, Any]:
+    """By pointers: large tiles where the matrix has several, within 99 KiB of shared memory."""
     if rows <= 256:
-        return _tile(64, 64, 4, 3)
-    return _tile(128, 64, 8, 4) if name in WARPGROUP_PRODUCTS else _tile(128, 32, 8, 3)
+        return _by_pointers(64, 64, 4, 3)
+    return _by_pointers(128, 64, 8, 4) if name in WARPGROUP_PRODUCTS else _by_pointers(128, 32, 8, 3)
 
 
-def _tile(block: int, inner: int, warps: int, count: int, *, ratio: int = 1, described: bool = False) -> dict[str, Any]:
-    sizes = {"BLOCK": block, "BLOCK_K": inner, "num_warps": warps, "num_stages": count}
-    return sizes | {"DESCRIPTORS": described} | ({"RATIO": ratio} if described else {})
+def _by_pointers(block: int, inner: int, warps: int, count: int) -> dict[str, Any]:
+    return {"BLOCK": block, "BLOCK_K": inner, "num_warps": warps, "num_stages": count, "DESCRIPTORS": False}
 
 
 def check_settings(settings: tuned.Settings) -> None:
