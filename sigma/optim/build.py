@@ -69,9 +69,8 @@ class OptimizerSet:
 
         `clip` is what the gradients have been multiplied with to bound their norm.
         """
-        if self.matrix is not None and self.graphed is not None:
-            self.matrix.found_inf, self.matrix.clip = found_inf, clip
-            self.graphed.step()
+        if self.graphed is not None:
+            self.graphed.step(found_inf, clip)
         if self.adamw is not None:
             self.adamw.found_inf = found_inf  # pyright: ignore[reportAttributeAccessIssue]
             self.adamw.step()
@@ -100,9 +99,7 @@ class OptimizerSet:
 
     def metrics(self) -> dict[str, Tensor | float]:
         """What the matrix optimizer reports; device scalars are not read here."""
-        if self.matrix is None or self.graphed is None:
-            return {}
-        return self.matrix.metrics() | self.graphed.metrics()
+        return {} if self.graphed is None else self.graphed.metrics()
 
     def state_dict(self) -> dict[str, Any]:
         """The routing table, and how many steps the matrix optimizer has counted."""

@@ -71,9 +71,10 @@ class GraphedStep:
         return phase.reason if isinstance(phase, Eager) else None
 
     @torch.no_grad()
-    def step(self) -> None:
-        """`MatrixOptimizer.step`, bit for bit."""
+    def step(self, found_inf: Tensor, clip: Tensor | None) -> None:
+        """`MatrixOptimizer.step` with these scalars, bit for bit."""
         matrix = self._matrix
+        matrix.found_inf, matrix.clip = found_inf, clip
         matrix.begin()
         captured = self._find()
         if captured is None:
@@ -81,7 +82,7 @@ class GraphedStep:
             matrix.update()
         else:
             counters.add(REPLAYED)
-            captured.run(matrix.found_inf, matrix.clip)
+            captured.run(found_inf, clip)
 
     def release(self) -> bool:
         """Let go of every graph with its memory, for good; whether there was one."""
@@ -92,8 +93,9 @@ class GraphedStep:
         return True
 
     def metrics(self) -> dict[str, Tensor | float]:
-        """Steps of each way, over the run's life."""
-        return {"optim_replayed_steps": counters.get(REPLAYED), "optim_eager_steps": counters.get(EAGER)}
+        """What the optimizer reports, and its steps of each way over the run's life."""
+        steps = {"optim_replayed_steps": counters.get(REPLAYED), "optim_eager_steps": counters.get(EAGER)}
+        return self._matrix.metrics() | steps
 
     def _find(self) -> Captured | None:
         """The graph of this step, captured now if it is the second of its kind; else None and a `reason`."""

@@ -40,6 +40,8 @@ class BlockList:
         self.counts = [t.shape[0] if t.ndim == 3 else 1 for t in tensors]
         self.count = sum(self.counts)
         self.device = tensors[0].device
+        sizes = [shape[-2] * shape[-1] for shape in self.shapes] + [first * self.columns for first, _ in ranges]
+        self._aligned = all(size % 8 == 0 for size in sizes)
         self._tables: dict[str, BlockTable] = {}
 
     def views(self, tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
@@ -69,9 +71,7 @@ class BlockList:
 
     def aligned(self, what: str) -> bool:
         """Whether every matrix of a table that was written starts at a multiple of 16 bytes."""
-        sizes = [shape[-2] * shape[-1] for shape in self.shapes] + [first * self.columns for first, _ in self.ranges]
-        addresses = self._tables[what].written
-        return all(size % 8 == 0 for size in sizes) and all(address % 16 == 0 for address in addresses)
+        return self._aligned and all(address % 16 == 0 for address in self._tables[what].written)
 
     def _new_table(self) -> BlockTable:
         owners, offsets = [], []
