@@ -22,7 +22,7 @@ from sigma.train.feature import StepState
 from sigma.train.step import Stepper, StepSettings
 from sigma_kernels import counters
 from tests.gpu.test_optimizers import LARGER, LARGER_ROLES
-from tests.unit.optim.conftest import SHAPES, make_set, same, values
+from tests.unit.optim.conftest import SHAPES, load_from, make_set, same, steps_that_never_wait, values
 from tests.unit.optim.test_graphed_step import waiting
 from tests.unit.train.conftest import TinyModel, make_batch
 
@@ -114,10 +114,7 @@ def test_a_loaded_checkpoint_needs_no_new_capture():
     for number in (1, 3, 4):
         take(eager, number)
         take(graphed, number + 20)
-    for name, p in graphed.parameters.items():
-        p.data.copy_(eager.parameters[name])
-    graphed.load_tensors({name: t.cpu() for name, t in eager.tensors().items()})
-    graphed.load_state_dict(eager.state_dict())
+    load_from(graphed, eager)
     before = replayed()
     for number in (6, 7, 8):
         take(eager, number)
@@ -163,18 +160,8 @@ def test_a_replay_never_waits_for_the_device():
     optimizers = on_gpu(graph=True, optimizer="normuon")
     for number in (1, 3):
         take(optimizers, number)
-    gradients = {name: torch.ones_like(p) for name, p in optimizers.parameters.items()}
-    found_inf, clip, before = torch.zeros((), device="cuda"), torch.ones((), device="cuda"), replayed()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        for _ in range(3):
-            for name, p in optimizers.parameters.items():
-                p.grad = gradients[name].clone()
-            optimizers.set_scale(0.5)
-            optimizers.step(found_inf, clip)
-            optimizers.metrics()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
+    clip, before = torch.ones((), device="cuda"), replayed()
+    steps_that_never_wait(optimizers, clip)
     assert replayed() == before + 3
 
 

@@ -15,7 +15,7 @@ from sigma_kernels.orthogonalise.reference import Products, TorchProducts, direc
 from tests.kernels.matrix_step_cases import both, close, make_batch, masters, scales
 from tests.kernels.orthogonalise_cases import polar, random_batch, relative, with_spectrum
 from tests.kernels.tolerance import assert_close
-from tests.unit.optim.conftest import make_set, same, step, values
+from tests.unit.optim.conftest import make_set, same, step, steps_that_never_wait, values
 
 pytestmark = pytest.mark.gpu
 
@@ -169,18 +169,7 @@ def test_gradients_that_move_are_found_and_the_kernels_ran():
 def test_a_step_never_waits_for_the_device(flags):
     optimizers = on_gpu(**flags)
     step(optimizers, 1)
-    gradients = {name: torch.ones_like(p) for name, p in optimizers.parameters.items()}
-    found_inf = torch.zeros((), device="cuda")
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        for _ in range(3):
-            for name, p in optimizers.parameters.items():
-                p.grad = gradients[name].clone()
-            optimizers.set_scale(0.5)
-            optimizers.step(found_inf)
-            optimizers.metrics()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
+    steps_that_never_wait(optimizers)
 
 
 @pytest.mark.parametrize("flags", VARIANTS, ids=str)

@@ -56,6 +56,30 @@ def values(optimizers: OptimizerSet) -> dict[str, torch.Tensor]:
     return {name: p.detach().clone() for name, p in optimizers.parameters.items()}
 
 
+def load_from(target: OptimizerSet, source: OptimizerSet) -> None:
+    """Weights and state of `source`, as a checkpoint holds them."""
+    for name, p in target.parameters.items():
+        p.data.copy_(source.parameters[name])
+    target.load_tensors({name: tensor.cpu().clone() for name, tensor in source.tensors().items()})
+    target.load_state_dict(source.state_dict())
+
+
+def steps_that_never_wait(optimizers: OptimizerSet, clip: torch.Tensor | None = None) -> None:
+    """Three steps on a GPU, with gradients in new memory; raises where one of them waits for the device."""
+    gradients = {name: torch.ones_like(p) for name, p in optimizers.parameters.items()}
+    found_inf = torch.zeros((), device="cuda")
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(3):
+            for name, p in optimizers.parameters.items():
+                p.grad = gradients[name].clone()
+            optimizers.set_scale(0.5)
+            optimizers.step(found_inf, clip)
+            optimizers.metrics()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     """Equal bits under equal names."""
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)

@@ -7,7 +7,7 @@ import torch
 
 from sigma.core.errors import SigmaError
 from sigma.optim.build import CURVED_DIRECTIONS, DIRECTIONS
-from tests.unit.optim.conftest import SHAPES, Make, same, step, values
+from tests.unit.optim.conftest import SHAPES, Make, load_from, same, step, values
 
 ALL = ["adamw", "c3o", *DIRECTIONS, *CURVED_DIRECTIONS]
 FAMILY = [name for name in DIRECTIONS if name in ("muon", "normuon", "adamuon")]
@@ -34,10 +34,7 @@ def test_state_in_a_new_object_continues_bit_for_bit(make: Make, flags: dict[str
     first, second = make(**flags), make(**flags, seed=4)
     for seed in (1, 2, 3):
         step(first, seed)
-    for name, p in second.parameters.items():
-        p.data.copy_(first.parameters[name])
-    second.load_tensors({key: tensor.clone() for key, tensor in first.tensors().items()})
-    second.load_state_dict(first.state_dict())
+    load_from(second, first)
     for seed in (4, 5, 6):
         step(first, seed)
         step(second, seed)

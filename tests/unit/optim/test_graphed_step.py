@@ -13,7 +13,7 @@ from sigma.optim.graphed_step import EAGER, MOST_GRAPHS, REPLAYED
 from sigma.optim.matrix import MOMENTUM, Step, Update
 from sigma.optim.normuon import NorMuon
 from sigma_kernels import counters
-from tests.unit.optim.conftest import make_set, same, values
+from tests.unit.optim.conftest import load_from, make_set, same, values
 from tests.unit.optim.fake_graph import graph, graphed_set
 
 PLAIN = NorMuon.__call__
@@ -115,10 +115,7 @@ def test_a_loaded_checkpoint_needs_no_new_capture(monkeypatch: pytest.MonkeyPatc
     for number in (1, 2, 3):
         take(eager, number)
         take(replayed, number + 20)
-    for name, p in replayed.parameters.items():
-        p.data.copy_(eager.parameters[name])
-    replayed.load_tensors({name: t.clone() for name, t in eager.tensors().items()})
-    replayed.load_state_dict(eager.state_dict())
+    load_from(replayed, eager)
     for number in (4, 5, 6):
         take(eager, number)
         take(replayed, number)
