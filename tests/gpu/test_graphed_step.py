@@ -168,7 +168,7 @@ def test_a_replay_never_waits_for_the_device():
 def test_the_memory_of_the_graphs_is_printed_and_given_back(capsys):
     names = [f"layers.{i}.weight" for i in range(12)]
     shapes, roles = dict.fromkeys(names, (1024, 2048)), dict.fromkeys(names, "hidden")
-    optimizers = make_set(device="cuda", shapes=shapes, roles=roles, optimizer="normuon")
+    optimizers = make_set(device="cuda", shapes=shapes, roles=roles, optimizer="normuon", optim_graph=True)
     reserved = {}
 
     def look(when: str) -> None:

@@ -12,6 +12,7 @@ from sigma.optim.build import OptimizerSet
 from sigma.optim.c3o import C3O
 from sigma.optim.c3o_audit import AuditLog
 from sigma.train.feature import StepState
+from tests.unit.optim.conftest import load_from
 from tests.unit.optim.planted import GO, RandomShares, Student, credit_of, optimizers_for, train
 
 WRONG = 8.0
@@ -312,10 +313,7 @@ def test_a_resumed_run_continues_bit_for_bit(cut: int) -> None:
         made.append((problem, optimizers, credit_of(problem, optimizers, 8)))
     (whole, optimizers, feature), (other, others, second) = made
     steps(whole, optimizers, feature, 1, cut)
-    for name, p in other.parameters.items():
-        p.data.copy_(whole.parameters[name])
-    others.load_tensors({key: t.clone() for key, t in optimizers.tensors().items()})
-    others.load_state_dict(optimizers.state_dict())
+    load_from(others, optimizers)
     second.load_state_dict(feature.state_dict())
     steps(whole, optimizers, feature, cut + 1, cut + 40)
     steps(other, others, second, cut + 1, cut + 40)
