@@ -15,12 +15,15 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
+from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from record import require_cuda, stamp
+from run import CACHES
+from timing import seconds
 from torch.autograd import DeviceType  # pyright: ignore[reportPrivateImportUsage]
 from torch.profiler import ProfilerActivity, profile
 
@@ -32,7 +35,6 @@ from sigma.train.loop import Trainer
 
 FLAGS = "--device cuda --data-backend bundled --batch-size 8 --micro-batch-size 8 --save-minutes 0 --save-interval 0"
 STEPS = 5  # the last one is profiled
-CACHES = ("TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR")
 
 
 def measure(flags: str) -> dict[str, Any]:
@@ -42,30 +44,31 @@ def measure(flags: str) -> dict[str, Any]:
         config = resolve(parse([*flags.split(), "--steps", str(STEPS), "--output-dir", folder]).config, memory_gb)
         trainer = build_trainer(config)
         try:
-            torch.ones(1, device="cuda").sum().item()  # the context is there before the clock starts
-            seconds = [_step(trainer, number) for number in range(1, STEPS)]
+            steps_s = [round(seconds(partial(_step, trainer, number)), 3) for number in range(1, STEPS)]
             with profile(activities=[ProfilerActivity.CUDA]) as profiled:
                 _step(trainer, STEPS)
         finally:
             trainer.close()
-    kernels = [event for event in profiled.events() or [] if event.device_type == DeviceType.CUDA]
+    peak_gib = round(torch.cuda.max_memory_allocated() / 2**30, 2)
+    return {"steps_s": steps_s, **longest_kernel(profiled.events() or []), "peak_gib": peak_gib}
+
+
+def longest_kernel(events: Iterable[Any]) -> dict[str, Any]:
+    """Its name and milliseconds, and how many there are among the events of a profile."""
+    kernels = [event for event in events if event.device_type == DeviceType.CUDA]
     longest = max(kernels, key=lambda event: event.device_time)
     return {
-        "steps_s": [round(one, 3) for one in seconds],
         "longest_kernel": longest.name[:80],
         "longest_ms": round(longest.device_time / 1e3, 3),
         "kernels_of_a_step": len(kernels),
-        "peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2),
     }
 
 
-def _step(trainer: Trainer, number: int) -> float:
-    begin, state = time.perf_counter(), StepState(number, trainer.data.next_batch())
+def _step(trainer: Trainer, number: int) -> None:
+    state = StepState(number, trainer.data.next_batch())
     trainer.features.run("on_batch", state)
     trainer.stepper.train(state, 1.0)
     trainer.features.run("after_step", state)
-    torch.cuda.synchronize()
-    return time.perf_counter() - begin
 
 
 def in_a_process(flags: str, caches: dict[str, str]) -> dict[str, Any]:

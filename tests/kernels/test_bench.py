@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 BENCH = ROOT / "kernels" / "bench"
 
 
-MODULES = ("floors", "plot", "registry", "run", "table", "timing")
+MODULES = ("first_step", "floors", "plot", "registry", "run", "table", "timing")
 
 
 @pytest.fixture
@@ -288,3 +288,27 @@ def test_the_picture_shows_the_newest_row_of_everybody(bench):
 def test_no_picture_without_measurements(bench):
     with pytest.raises(ValueError, match="measure first"):
         bench.plot.draw([row("sigma", "1.0", op="rms_norm")])
+
+
+def test_what_starting_costs_is_the_first_step_beyond_a_later_one_with_empty_and_with_kept_caches(bench, monkeypatch):
+    folders = []
+
+    def in_a_process(flags, caches):
+        folders.append((set(caches), [Path(folder).exists() for folder in caches.values()]))
+        for folder in caches.values():
+            Path(folder).mkdir(exist_ok=True)
+        return {"steps_s": [20.0 if len(folders) == 1 else 2.0, 0.5, 0.6], "longest_ms": 3.0}
+
+    monkeypatch.setattr(bench.first_step, "in_a_process", in_a_process)
+    found = bench.first_step.report("small")
+    assert folders == [(set(bench.run.CACHES), [False, False]), (set(bench.run.CACHES), [True, True])]
+    assert (found["empty_cache_start_s"], found["kept_cache_start_s"], found["step_s"]) == (19.5, 1.5, 0.5)
+    assert (found["preset"], found["longest_ms"]) == ("small", 3.0)
+
+
+def test_the_longest_kernel_is_one_of_the_device(bench):
+    cuda, cpu = bench.first_step.DeviceType.CUDA, bench.first_step.DeviceType.CPU
+    events = [("a", cuda, 1500.0), ("host", cpu, 9e6), ("b", cuda, 2500.0)]
+    made = [SimpleNamespace(name=name, device_type=kind, device_time=time) for name, kind, time in events]
+    found = bench.first_step.longest_kernel(made)
+    assert found == {"longest_kernel": "b", "longest_ms": 2.5, "kernels_of_a_step": 2}
