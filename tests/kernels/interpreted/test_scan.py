@@ -82,6 +82,16 @@ def test_scan_equals_the_reference_in_values_states_and_gradients(shape, with_st
     assert counters.get("scan.backward") == 1
 
 
+@pytest.mark.parametrize("rank", [1, 2, 4])
+@pytest.mark.parametrize("norm", [False, True], ids=["plain", "norm"])
+def test_in_16_bits_everything_is_within_its_gate(rank, norm):
+    shape, dtype = Shape(B=1, T=37, H=2, P=16, G=1, R=rank, y_norm=norm), torch.float16
+    case, exact = make_case(shape, torch.float32), make_case(shape, torch.float32)
+    case.inputs = {name: t.to(dtype) for name, t in case.inputs.items()}
+    exact.inputs = {name: t.to(dtype).double() for name, t in exact.inputs.items()}
+    assert_within_gates(run(mamba3_scan, case), run(mamba3_scan_reference, exact), dtype)
+
+
 @pytest.mark.parametrize("rank", [1, 4])
 def test_packed_sequences_do_not_see_each_other(rank):
     shape = Shape(B=1, T=90, H=2, P=16, G=1, R=rank, y_norm=True)
