@@ -168,11 +168,11 @@ def test_parts_of_a_large_batch_have_nearly_the_same_size(chunk, parts, monkeypa
 @pytest.mark.parametrize("quadratic", [False, True], ids=["gram", "quadratic"])
 def test_products_by_pointers_fit_a_consumer_gpu_and_spill_nothing(quadratic, rows, even, capability):
     pytest.importorskip("triton")
-    from sigma_kernels.orthogonalise.kernel import built_in_tile
+    from sigma_kernels.orthogonalise.kernel import tile_by_pointers
     from sigma_kernels.orthogonalise.pointers import product_by_pointers
 
     types: list[str | None] = ["*fp16", "*fp16", "*fp16", *["i32:16"] * 7, "fp32", "fp32", "fp32"]
-    tile = built_in_tile(rows, architecture_of(capability))
+    tile = tile_by_pointers(rows, architecture_of(capability))
     assert not tile.pop("DESCRIPTORS")
     options = {"num_stages": tile.pop("num_stages")}
     usage = compile_kernel(
@@ -188,14 +188,18 @@ LARGE = {"BLOCK": 128, "RATIO": 1, "BLOCK_K": 64, "num_warps": 8, "num_stages": 
 
 
 @pytest.mark.parametrize(
-    "tile, programs", [(SMALL, 2), (LARGE, 2), (LARGE | {"RATIO": 2}, 1)], ids=["small", "large", "wide"]
+    "tile, programs",
+    [(None, 2), (SMALL, 2), (LARGE, 2), (LARGE | {"RATIO": 2}, 1)],
+    ids=["built in", "small", "large", "wide"],
 )
 @pytest.mark.parametrize("quadratic", [False, True], ids=["gram", "quadratic"])
 def test_products_by_descriptors_leave_registers_and_memory_for_other_programs(quadratic, tile, programs):
     pytest.importorskip("triton")
     from sigma_kernels.orthogonalise.descriptors import product_by_descriptors
+    from sigma_kernels.orthogonalise.kernel import built_in_tile
 
-    tile = dict(tile)
+    tile = dict(tile or built_in_tile(1024, "sm_90"))
+    assert tile.pop("DESCRIPTORS", True)
     block, inner = tile["BLOCK"], tile["BLOCK_K"]
     square = f"tensordesc<fp16[1,{block},{block}]>"
     left, right = (f"tensordesc<fp16[1,{rows},{inner}]>" for rows in (block, block * tile["RATIO"]))

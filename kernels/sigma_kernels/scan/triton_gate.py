@@ -10,7 +10,14 @@ import triton.language as tl
 
 from sigma_kernels.scan.kernel_math import sigmoid, sigmoid_for_16_bits
 from sigma_kernels.scan.prepare import NORM_EPS
-from sigma_kernels.scan.triton_tiles import once, rank_sums, rank_vectors, rounded_over_ranks, value_rows
+from sigma_kernels.scan.triton_tiles import (
+    once,
+    rank_sums,
+    rank_vectors,
+    rounded_over_ranks,
+    times_rank_vector,
+    value_rows,
+)
 
 EPS = tl.constexpr(NORM_EPS)
 
@@ -23,22 +30,12 @@ def _dout_rows(dout_ptr, first, row, rank, head, inside, H, P: tl.constexpr, R: 
 
 
 @triton.jit
-def combined(rows, combine_ptr, rank, head, inside, P: tl.constexpr, R: tl.constexpr, BLOCK_P: tl.constexpr):
-    """Rows times their rank's part in the combination, where there is one."""
-    if combine_ptr is not None:
-        rows *= rank_vectors(combine_ptr, rank, head, P, R, BLOCK_P)
-    return rows
-
-
-@triton.jit
 def gate_rows(
     z_ptr, expand_z_ptr, row, rank, head, inside, stride_t, P: tl.constexpr, R: tl.constexpr, BLOCK_P: tl.constexpr
 ):
     """(z, z times the rank's vector, its sigmoid), fp32 rows."""
     z = value_rows(z_ptr, None, row, rank, head, inside, stride_t, 0, P, R, BLOCK_P).to(tl.float32)
-    gate = z
-    if expand_z_ptr is not None:
-        gate = z * rank_vectors(expand_z_ptr, rank, head, P, R, BLOCK_P)
+    gate = times_rank_vector(z, expand_z_ptr, rank, head, P, R, BLOCK_P)
     if z_ptr.dtype.element_ty.primitive_bitwidth == 16:
         open_ = sigmoid_for_16_bits(gate)
     else:
@@ -54,7 +51,7 @@ def gradient_rows(
     """The output's gradient taken through combination and gate, fp32 rows; `first` counts steps of all B * T."""
     _, gate, open_ = gate_rows(z_ptr, expand_z_ptr, row, rank, head, inside, stride_t, P, R, BLOCK_P)
     dout = _dout_rows(dout_ptr, first, row, rank, head, inside, H, P, R, BLOCK_P)
-    return combined(dout, combine_ptr, rank, head, inside, P, R, BLOCK_P) * gate * open_
+    return times_rank_vector(dout, combine_ptr, rank, head, P, R, BLOCK_P) * gate * open_
 
 
 @triton.jit
@@ -89,7 +86,7 @@ def store_gate_gradients(
     dout = _dout_rows(dout_ptr, first, row, rank, head, inside, H, P, R, BLOCK_P)
     if combine_ptr is not None:
         store_by_rank(dcombine_ptr, partial, dout * y * gate * open_, rank, RANK, R, P, BLOCK_P, EXACT)
-    dout = combined(dout, combine_ptr, rank, head, inside, P, R, BLOCK_P)
+    dout = times_rank_vector(dout, combine_ptr, rank, head, P, R, BLOCK_P)
     dz = dout * y * open_ * (1 + gate * (1 - open_))
     if expand_z_ptr is not None:
         store_by_rank(dexpand_z_ptr, partial, dz * z, rank, RANK, R, P, BLOCK_P, EXACT)

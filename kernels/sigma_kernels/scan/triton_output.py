@@ -9,7 +9,6 @@ import triton
 import triton.language as tl
 
 from sigma_kernels.scan.triton_gate import (
-    combined,
     gate_rows,
     norm_backward,
     normed,
@@ -25,6 +24,7 @@ from sigma_kernels.scan.triton_tiles import (
     over_ranks,
     row_weights,
     state_tile,
+    times_rank_vector,
     turned_both,
     value_rows,
 )
@@ -98,7 +98,7 @@ def scan_output_kernel(
     start = chunk * STEPS
     z_ptr += batch * z_stride_b + start.to(tl.int64) * z_stride_t + head.to(tl.int64) * z_stride_h
     _, gate, open_ = gate_rows(z_ptr, expand_z_ptr, row, rank, head, inside, z_stride_t, P, R, BLOCK_P)
-    y = combined(y * (gate * open_), combine_ptr, rank, head, inside, P, R, BLOCK_P)
+    y = times_rank_vector(y * (gate * open_), combine_ptr, rank, head, P, R, BLOCK_P)
     y = over_ranks(y, STEPS, RANK, BLOCK_P)
     p = tl.arange(0, BLOCK_P)
     t = start + tl.arange(0, STEPS)

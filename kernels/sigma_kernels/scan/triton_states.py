@@ -18,6 +18,7 @@ from sigma_kernels.scan.triton_tiles import (
     entering_weight,
     group_of,
     leaving_weight,
+    times_rank_vector,
     turned_rows,
     value_rows,
 )
@@ -63,11 +64,12 @@ def chunk_outer_kernel(
     k_ptr += (batch * T + start) * (R * G * N)
     group = group_of(head, H, G)
     x_ptr += batch * stride_b + start.to(tl.int64) * stride_t + head.to(tl.int64) * stride_h
-    x = value_rows(x_ptr, expand_x_ptr, row, rank, head, inside, stride_t, 0, P, R, BLOCK_P)
+    x = value_rows(x_ptr, None, row, rank, head, inside, stride_t, 0, P, R, BLOCK_P)
     g = tl.load(g_ptr + own + row, mask=inside, other=0.0)
     weight = leaving_weight(g, tl.load(g_ptr + own + end - start), step, sequence_ptr, end, T)
     weight *= tl.load(scale_ptr + own + row, mask=inside, other=0.0)
-    x = (x.to(tl.float32) * weight[:, None]).to(x.dtype)
+    # rounded once, not after the expansion too: y of rank 4 loses a tenth of its error
+    x = (times_rank_vector(x, expand_x_ptr, rank, head, P, R, BLOCK_P) * weight[:, None]).to(dtype)
     out_ptr += ((batch * H + head) * tl.num_programs(1) + chunk) * (N2 * P)
     for part in tl.static_range(PARTS):
         k = turned_rows(

@@ -100,12 +100,6 @@ def matrix_rows(
 
 
 @triton.jit
-def spread(vectors, STEPS: tl.constexpr, RANK: tl.constexpr, WIDTH: tl.constexpr):
-    """[RANK, WIDTH] -> [STEPS * RANK, WIDTH], the vector of each row's rank."""
-    return tl.reshape(tl.broadcast_to(vectors[None, :, :], (STEPS, RANK, WIDTH)), (STEPS * RANK, WIDTH))
-
-
-@triton.jit
 def side_by_side(low, high, M: tl.constexpr, HALF: tl.constexpr):
     """[M, HALF] twice -> [M, 2 HALF], the channels of a pair side by side."""
     return tl.reshape(tl.join(low, high), (M, 2 * HALF))
@@ -180,6 +174,15 @@ def rank_vectors(vector_ptr, rank, head, P: tl.constexpr, R: tl.constexpr, BLOCK
 
 
 @triton.jit
+def times_rank_vector(rows, vector_ptr, rank, head, P: tl.constexpr, R: tl.constexpr, BLOCK_P: tl.constexpr):
+    """Rows in fp32, times `rank_vectors` where there are any."""
+    rows = rows.to(tl.float32)
+    if vector_ptr is not None:
+        rows *= rank_vectors(vector_ptr, rank, head, P, R, BLOCK_P)
+    return rows
+
+
+@triton.jit
 def value_rows(
     x_ptr, expand_ptr, row, rank, head, inside, stride_t, stride_r,
     P: tl.constexpr, R: tl.constexpr, BLOCK_P: tl.constexpr,
@@ -194,7 +197,7 @@ def value_rows(
         mask = mask & (column < P)[None, :]
     x = tl.load(x_ptr + (row * stride_t + rank * stride_r)[:, None] + column[None, :], mask=mask, other=0.0)
     if expand_ptr is not None:
-        x = (x.to(tl.float32) * rank_vectors(expand_ptr, rank, head, P, R, BLOCK_P)).to(x.dtype)
+        x = times_rank_vector(x, expand_ptr, rank, head, P, R, BLOCK_P).to(x.dtype)
     return x
 
 

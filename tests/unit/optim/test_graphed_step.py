@@ -210,8 +210,8 @@ def test_optimizers_with_statistics_stay_eager(monkeypatch: pytest.MonkeyPatch, 
 @pytest.mark.parametrize(
     "flags, reason",
     [
-        ({"optim_graph": True}, "the weights are not on a CUDA device"),
-        ({}, "it is off (--optim-graph switches it on)"),
+        ({}, "the weights are not on a CUDA device"),
+        ({"optim_graph": False}, "it is off (--optim-graph switches it on)"),
         ({"optimizer": "adamw"}, "there is no matrix optimizer"),
     ],
     ids=["cpu", "flag", "adamw"],
