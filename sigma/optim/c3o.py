@@ -21,6 +21,7 @@ from sigma.optim.blocks import BlockBatch
 from sigma.optim.c3o_credit import Credit, CreditSettings, Probe, trust_bounds
 from sigma.optim.matrix import RESIDUAL, Eager, Step, Update
 from sigma_kernels.matrix_step.codes import decode_residual
+from sigma_kernels.matrix_step.reference import store
 
 PROBE, PROBE_STEP, PROBE_RATE, PROBE_SHARE = "probe", "probe_step", "probe_rate", "probe_share"
 GUARD_RECOVERY = 2 ** (1 / 500)
@@ -83,12 +84,17 @@ class C3O:
             self.load_state_dict(self._saved)
         return self._credit
 
+    def begin(self, found_inf: Tensor | None) -> None:
+        """The guard lets go a little."""
+        store(self.guard, (self.guard * GUARD_RECOVERY).clamp(max=1), found_inf)
+        different = (self.credit.log_scale != 0).any() | (self.guard != 1)
+        taken = different if found_inf is None else different & (found_inf == 0)
+        self.changed.copy_(taken.to(torch.int64) * self.active)
+
     def __call__(self, batch: BlockBatch, update: Update, step: Step) -> Tensor | None:
         """The scale of each block of `batch`, or None; on the way, what this step has to measure."""
         number = self._numbers[id(batch)]
         own = slice(self.starts[number], self.starts[number] + batch.count)
-        if number == 0:
-            self._begin(step)
         shares = self.credit.scale()[own] * self.guard if self.active else None
         if self._keeps(step.number):
             self._keep(batch, update, shares, step)
@@ -104,12 +110,6 @@ class C3O:
 
     def _keeps(self, number: int) -> bool:
         return number % self.interval == 0 and self.awake
-
-    def _begin(self, step: Step) -> None:
-        step.store(self.guard, (self.guard * GUARD_RECOVERY).clamp(max=1))
-        different = (self.credit.log_scale != 0).any() | (self.guard != 1)
-        taken = different if step.found_inf is None else different & (step.found_inf == 0)
-        self.changed.copy_(taken.to(torch.int64) * self.active)
 
     def _keep(self, batch: BlockBatch, update: Update, shares: Tensor | None, step: Step) -> None:
         share = torch.ones_like(batch.state[PROBE_SHARE]) if shares is None else shares

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 
 from sigma.optim.blocks import BlockBatch
-from sigma.optim.matrix import MOMENTUM
+from sigma.optim.matrix import MOMENTUM, Branch, RunBeside
 from sigma_kernels.matrix_step.op import why_reference
 
 Replay = Callable[[], None]
@@ -26,8 +26,11 @@ class Graphs(Protocol):
         """Why the step with these gradients must not be replayed, or None."""
         ...
 
-    def capture(self, body: Callable[[], None]) -> Replay:
-        """Prepare what `body` launches, without running it. Raises RuntimeError where that fails."""
+    def capture(self, body: Callable[[RunBeside], None]) -> Replay:
+        """Prepare what `body` launches, without running it. Raises RuntimeError where that fails.
+
+        `body` may give launches that do not depend on each other to its argument.
+        """
         ...
 
     def settle(self) -> None:
@@ -40,7 +43,7 @@ class CudaGraphs:
 
     def __init__(self) -> None:
         self._pool: Any = None
-        self._stream: torch.cuda.Stream | None = None
+        self._streams: list[torch.cuda.Stream] = []
         self._device = torch.device("cpu")
 
     def why_never(self, batches: Sequence[BlockBatch]) -> str | None:
@@ -65,22 +68,38 @@ class CudaGraphs:
                     return reason
         return None
 
-    def capture(self, body: Callable[[], None]) -> Replay:
+    def capture(self, body: Callable[[RunBeside], None]) -> Replay:
         """Waits for the device once, and gives the allocator's unused memory back: a capture cannot.
 
-        Only this thread is kept from what a capture forbids: another one may pin memory meanwhile.
+        Branches run beside each other, each with memory of its own. Only this thread is kept from what a capture
+        forbids: another one may pin memory meanwhile.
         """
         graph = torch.cuda.CUDAGraph()
-        self._stream = self._stream or torch.cuda.Stream(self._device)
-        how: dict[str, Any] = {"stream": self._stream, "capture_error_mode": "thread_local"}
+        how: dict[str, Any] = {"stream": self._stream(0), "capture_error_mode": "thread_local"}
         with ExitStack() as stack:
             stack.enter_context(torch.cuda.device(self._device))
             # torch.cuda.graph leaves its own stream behind as the current one when a capture fails
             stack.enter_context(torch.cuda.stream(torch.cuda.current_stream()))
             stack.enter_context(torch.cuda.graph(graph, pool=self._pool, **how))
-            body()
+            body(self._beside)
         self._pool = graph.pool()
         return lambda: self._replay(graph)
+
+    def _stream(self, number: int) -> torch.cuda.Stream:
+        while len(self._streams) <= number:
+            self._streams.append(torch.cuda.Stream(self._device))
+        return self._streams[number]
+
+    def _beside(self, branches: Sequence[Branch]) -> None:
+        """The first branch on the stream of the capture, every other one on a stream of its own."""
+        others = [self._stream(number) for number in range(1, len(branches))]
+        for stream in others:
+            stream.wait_stream(self._stream(0))
+        for stream, branch in zip([self._stream(0), *others], branches, strict=True):
+            with torch.cuda.stream(stream):
+                branch()
+        for stream in others:
+            self._stream(0).wait_stream(stream)
 
     def _replay(self, graph: torch.cuda.CUDAGraph) -> None:
         with torch.cuda.device(self._device):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -26,6 +27,7 @@ from sigma_kernels.matrix_step.codes import blocks_of, decode_residual
 
 UPDATE_RMS = 0.2  # of an AdamW update, which all directions are scaled to (arXiv:2502.16982, 2.2)
 MOMENTUM, MOMENTUM_SCALE, RESIDUAL = "momentum_buffer", "momentum_scale", "residual"
+BESIDE = 1 / 8  # of the largest batch: what is smaller leaves most of a GPU idle, and takes little memory
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}
 
 
@@ -111,6 +113,10 @@ class Allocation(Protocol):
         """Make the state slots."""
         ...
 
+    def begin(self, found_inf: Tensor | None) -> None:
+        """What a step does once, before its first batch: the batches of a step may run beside each other."""
+        ...
+
     def __call__(self, batch: BlockBatch, update: Update, step: Step) -> Tensor | None:
         """fp32 `[K]` that multiplies the learning rate of each block, or None for 1. Weights are those before."""
         ...
@@ -122,6 +128,10 @@ class Allocation(Protocol):
     def metrics(self) -> dict[str, Tensor | float]:
         """Values for metrics.jsonl."""
         ...
+
+
+Branch = Callable[[], None]
+RunBeside = Callable[[Sequence[Branch]], None]
 
 
 def rms_factor(rows: int, columns: int) -> float:
@@ -170,9 +180,24 @@ class MatrixOptimizer:
         self.steps += 1
 
     @torch.no_grad()
-    def update(self) -> None:
-        """The device's part of the step that `begin` began: nothing but launches, in the same order in equal phases."""
-        for batch in self.batches:
+    def update(self, run_beside: RunBeside | None = None) -> None:
+        """The device's part of the step that `begin` began: nothing but launches, in the same order in equal phases.
+
+        `run_beside` gets those of large batches and those of small ones, which do not depend on each other unless the
+        phase is eager.
+        """
+        if self.allocation is not None:
+            self.allocation.begin(self.found_inf)
+        if run_beside is None:
+            self._update_all(self.batches)
+            return
+        sizes = [batch.count * batch.rows * batch.columns for batch in self.batches]
+        small = [size <= BESIDE * max(sizes) for size in sizes]
+        parts = ([b for b, s in zip(self.batches, small, strict=True) if s is kind] for kind in (False, True))
+        run_beside([partial(self._update_all, part) for part in parts if part])
+
+    def _update_all(self, batches: Sequence[BlockBatch]) -> None:
+        for batch in batches:
             self._update(batch)
 
     def phase(self) -> tuple[Hashable, ...] | Eager:

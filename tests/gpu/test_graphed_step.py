@@ -41,6 +41,12 @@ VARIANTS: list[dict[str, Any]] = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def _two_branches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The batches here have about one size: most of them run beside the largest."""
+    monkeypatch.setattr("sigma.optim.matrix.BESIDE", 0.8)
+
+
 def on_gpu(*, graph: bool, **flags: Any) -> OptimizerSet:
     shapes = flags.pop("shapes", LARGER)
     roles = {} if shapes is SHAPES else {"roles": LARGER_ROLES}

@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_flatten, tree_map
 from sigma.optim.blocks import BlockBatch
 from sigma.optim.build import OptimizerSet
 from sigma.optim.graphed_step import GraphedStep
+from sigma.optim.matrix import Branch, RunBeside
 from sigma_kernels.matrix_step.blocks import ABSENT, BlockList, BlockTable
 from tests.unit.optim.conftest import make_set
 
@@ -71,6 +72,12 @@ class Tape(TorchDispatchMode):
             now.update({id(a): b for a, b in zip(tree_flatten(out)[0], tree_flatten(fresh)[0], strict=True)})
 
 
+def backwards(branches: Sequence[Branch]) -> None:
+    """Their order must not matter."""
+    for branch in branches[::-1]:
+        branch()
+
+
 class FakeGraphs:
     """In place of `CudaGraphs`; the reasons and the error are what a test sets."""
 
@@ -88,7 +95,7 @@ class FakeGraphs:
     def why_not_now(self, batches: Sequence[BlockBatch]) -> str | None:
         return self.not_now
 
-    def capture(self, body: Callable[[], None]) -> Callable[[], None]:
+    def capture(self, body: Callable[[RunBeside], None]) -> Callable[[], None]:
         self.captures += 1
         if self.error is not None:
             raise self.error
@@ -104,7 +111,7 @@ class FakeGraphs:
         vars(tape)["alive"] = parts  # the keys are addresses of these objects
         try:
             with tape:
-                body()
+                body(backwards)
         finally:
             tape.undo()
             for p in absent:
@@ -124,6 +131,7 @@ class FakeGraphs:
 def graphed_set(monkeypatch: pytest.MonkeyPatch, **flags: Any) -> tuple[OptimizerSet, FakeGraphs, list[str]]:
     """Optimizers whose matrix step is replayed from fake graphs, and the reasons that they tell."""
     monkeypatch.setattr(BlockList, "table", write_table)
+    monkeypatch.setattr("sigma.optim.matrix.BESIDE", 0.8)  # batches of all shapes have about one size here
     return graph(make_set(**flags))
 
 

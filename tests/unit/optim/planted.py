@@ -73,6 +73,9 @@ class RandomShares:
     def prepare(self, batch: BlockBatch) -> None:
         self.starts[id(batch)], self.blocks = self.blocks, self.blocks + batch.count
 
+    def begin(self, found_inf: Tensor | None) -> None:
+        pass
+
     def __call__(self, batch: BlockBatch, update: Update, step: Step) -> Tensor:
         start = self.starts[id(batch)]
         return self.shares[start : start + batch.count]

@@ -1,5 +1,6 @@
 """Replayed steps are eager ones bit for bit; what cannot be replayed is eager, counted, and told."""
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -222,6 +223,26 @@ def test_a_run_that_cannot_replay_knows_it_before_the_first_step(flags: Any, rea
     before = counters.get(EAGER)
     take(optimizers, 1)
     assert counters.get(EAGER) == before + (optimizers.matrix is not None)
+
+
+def test_batches_of_an_eighth_of_the_largest_run_beside_it() -> None:
+    shapes = {"large": (32, 8), "eighth": (8, 4), "more": (11, 3), "fewest": (2, 2)}
+    optimizers = make_set(shapes=shapes, roles=dict.fromkeys(shapes, "hidden"))
+    take(optimizers, 1)
+    matrix, told = optimizers.matrix, []
+    assert matrix is not None
+    for p in optimizers.parameters.values():
+        p.grad = torch.ones_like(p)
+
+    def run(branches: Sequence[Callable[[], None]]) -> None:
+        for branch in branches:
+            now = {b.rows: b.weights() for b in matrix.batches}
+            branch()
+            told.append({b.rows for b in matrix.batches if not torch.equal(b.weights(), now[b.rows])})
+
+    matrix.begin()
+    matrix.update(run)
+    assert told == [{32, 11}, {8, 2}]
 
 
 def test_no_more_than_a_few_kinds_are_captured(monkeypatch: pytest.MonkeyPatch) -> None:
