@@ -125,8 +125,12 @@ def value_gradient_kernel(
     equal = step[:, None] == step[None, :]
     mixing = (dots * weight).to(dtype)
     products = tl.dot(dy, tl.trans(x), input_precision=PRECISION)
-    m = tl.arange(0, M)  # <dY, x> is the trace of the product, which a thread has a few numbers of
-    tl.store(dskip_ptr + partial, tl.sum(tl.sum(tl.where(m[:, None] == m[None, :], products, 0.0), 1), 0))
+    if RANK > 1:  # <dY, x> is the trace of the product, which a thread has a few numbers of
+        m = tl.arange(0, M)
+        trace = tl.sum(tl.where(m[:, None] == m[None, :], products, 0.0), 1)
+    else:  # there the sum takes fewer registers
+        trace = tl.sum(dy.to(tl.float32) * x.to(tl.float32), 1)
+    tl.store(dskip_ptr + partial, tl.sum(trace, 0))
     products *= dots
     tl.store(dgamma_ptr + own + t, by_step(tl.sum(tl.where(equal, products, 0.0), 1), STEPS, RANK), mask=here)
     products *= decay

@@ -154,7 +154,7 @@ def launch_backward(
     dcontrol = phase_gradients(n, given, phases, *numbers, dphase, *restarts)
     sums = (None if part is None else part.sum(0) for part in parts.values())
     dskip, dnorm, dexpand_x, dexpand_z, dcombine = sums
-    if given.norm is not None and given.combine is not None:  # the parts are of the gradient of their product
+    if dcombine is not None and given.combine is not None and given.norm is not None:  # parts are of their product's
         dnorm, dcombine = (dcombine * given.combine).sum(1), dcombine * given.norm[:, None]
     return (
         dx, dz, dq, dk, *dcontrol, dq_bias, dk_bias, dskip, dnorm, dexpand_x, dexpand_z, dcombine,
