@@ -17,12 +17,12 @@ HEADS, STATE, HEAD_SIZE, PAIRS = 32, 128, 64, 32
 CONSUMER_SHARED_MEMORY = 99 * 1024
 # Bytes of local memory, rank 1 and rank 4, with the matrix products of sm_90 and sm_100 and with those of the others.
 WARPGROUP_SPILLS = {
-    "scan_output_kernel": (16, 32),
-    "norm_backward_kernel": (0, 104),
-    "value_gradient_kernel": (32, 296),
-    "matrix_gradient_kernel": (64, 0),
+    "chunk_outer_backward_kernel": (0, 8),
+    "scan_output_kernel": (0, 56),
+    "value_gradient_kernel": (32, 280),
+    "matrix_gradient_kernel": (56, 0),
 }
-WARP_SPILLS = {"value_gradient_kernel": (72, 112)}
+WARP_SPILLS = {"value_gradient_kernel": (72, 128)}
 # What a launch passes in 16 bits; the rest is fp32, the phases int16, their totals and the sequences int32.
 HALF = {
     "q_ptr", "k_ptr", "x_ptr", "z_ptr", "out_ptr", "added_ptr", "start_ptr", "dy_ptr", "dz_ptr", "dout_ptr", "dx_ptr",

@@ -18,24 +18,26 @@ import triton
 import triton.language as tl
 
 from sigma_kernels.scan.triton_gate import dy_rows, store_by_rank, store_gate_gradients
+from sigma_kernels.scan.triton_ranks import (
+    by_step,
+    over_ranks,
+    over_steps,
+    rank_vectors,
+    rounded_over_ranks,
+    value_rows,
+)
 from sigma_kernels.scan.triton_tiles import (
     ask_for,
     ask_for_state,
-    by_step,
     chunk_rows,
     entering_weight,
     group_of,
     leaving_weight,
-    over_ranks,
-    over_steps,
     pair_parts,
-    rank_vectors,
-    rounded_over_ranks,
     row_angles,
     row_weights,
     state_tile,
     turned_both,
-    value_rows,
 )
 
 
@@ -113,17 +115,23 @@ def value_gradient_kernel(
         dots = tl.dot(q, tl.trans(k), dots, input_precision=PRECISION)
         q_parts, k_parts = q_parts + (q,), k_parts + (k,)  # noqa: RUF005 - Triton knows no star here
 
-    x = value_rows(x_ptr, expand_x_ptr, row, rank, head, inside, x_stride_t, 0, P, R, BLOCK_P)
+    x = value_rows(x_ptr, expand_x_ptr, rank, head, T - start, x_stride_t, P, R, BLOCK_P).to(dtype)
     dy = dy_rows(dy_ptr, first, row, rank, head, inside, H, P, R, BLOCK_P)
     g = tl.load(g_ptr + own + row, mask=inside, other=0.0)
     scale = tl.load(scale_ptr + own + row, mask=inside, other=0.0)
     gamma = tl.load(gamma_ptr + own + row, mask=inside, other=0.0)
     skip = tl.load(skip_ptr + head)
-    tl.store(dskip_ptr + partial, tl.sum(tl.sum(dy.to(tl.float32) * x.to(tl.float32), 1), 0))
-    decay, weight = row_weights(g, scale, gamma, step, sequence_ptr, T)
+    decay, weight = row_weights(g, scale, gamma, g_ptr + own, scale_ptr + own, start, sequence_ptr, T, STEPS, RANK)
     equal = step[:, None] == step[None, :]
     mixing = (dots * weight).to(dtype)
-    products = tl.dot(dy, tl.trans(x), input_precision=PRECISION) * dots
+    products = tl.dot(dy, tl.trans(x), input_precision=PRECISION)
+    if RANK > 1:  # <dY, x> is the trace of the product, which a thread has a few numbers of
+        m = tl.arange(0, M)
+        trace = tl.sum(tl.where(m[:, None] == m[None, :], products, 0.0), 1)
+    else:  # there the sum takes fewer registers
+        trace = tl.sum(dy.to(tl.float32) * x.to(tl.float32), 1)
+    tl.store(dskip_ptr + partial, tl.sum(trace, 0))
+    products *= dots
     tl.store(dgamma_ptr + own + t, by_step(tl.sum(tl.where(equal, products, 0.0), 1), STEPS, RANK), mask=here)
     products *= decay
     dscale = tl.sum(products, 0)
@@ -138,8 +146,8 @@ def value_gradient_kernel(
     if dout_ptr is not None:
         y = tl.dot(mixing, x, y, input_precision=PRECISION) + skip * x.to(tl.float32)
         store_gate_gradients(
-            y, dout_ptr, z_ptr, expand_z_ptr, combine_ptr, dz_ptr, dexpand_z_ptr, dcombine_ptr, first, partial,
-            row, rank, t, head, inside, here, H, z_stride_t, P, R, STEPS, RANK, BLOCK_P,
+            y, None, dout_ptr, z_ptr, expand_z_ptr, combine_ptr, dz_ptr, None, dexpand_z_ptr, dcombine_ptr, first,
+            partial, rank, t, head, T - start, H, z_stride_t, P, R, STEPS, RANK, BLOCK_P,
         )  # fmt: skip
 
     dx = tl.zeros((M, BLOCK_P), tl.float32)
@@ -151,7 +159,7 @@ def value_gradient_kernel(
     tl.store(dscale_ptr + own + t, by_step(dscale, STEPS, RANK), mask=here)
     dx = tl.dot(tl.trans(mixing), dy, dx * scale[:, None], input_precision=PRECISION) + skip * dy.to(tl.float32)
     if expand_x_ptr is not None:
-        plain = value_rows(x_ptr, None, row, rank, head, inside, x_stride_t, 0, P, R, BLOCK_P).to(tl.float32)
+        plain = value_rows(x_ptr, None, rank, head, T - start, x_stride_t, P, R, BLOCK_P)
         store_by_rank(dexpand_x_ptr, partial, dx * plain, rank, RANK, R, P, BLOCK_P, dtype == tl.float32)
         dx *= rank_vectors(expand_x_ptr, rank, head, P, R, BLOCK_P)
     dx = rounded_over_ranks(dx, STEPS, RANK, BLOCK_P, dtype)
@@ -184,7 +192,7 @@ def matrix_gradient_kernel(
     first = batch * T + start
     border = ((batch * H + head) * tl.num_programs(1) + chunk) * (N2 * P)
     x_ptr += batch * stride_b + start.to(tl.int64) * stride_t + head.to(tl.int64) * stride_h
-    x = value_rows(x_ptr, expand_x_ptr, row, rank, head, inside, stride_t, 0, P, R, BLOCK_P)
+    x = value_rows(x_ptr, expand_x_ptr, rank, head, T - start, stride_t, P, R, BLOCK_P).to(dtype)
     dy = dy_rows(dy_ptr, first, row, rank, head, inside, H, P, R, BLOCK_P)
     g = tl.load(g_ptr + own + row, mask=inside, other=0.0)
     scale = tl.load(scale_ptr + own + row, mask=inside, other=0.0)
@@ -197,7 +205,7 @@ def matrix_gradient_kernel(
             dtype, S, N, G, R, M, HALF,
         )  # fmt: skip
         if part == 0:  # behind the loads of q and k, which are long on their way
-            _, weight = row_weights(g, scale, gamma, step, sequence_ptr, T)
+            _, weight = row_weights(g, scale, gamma, g_ptr + own, scale_ptr + own, start, sequence_ptr, T, STEPS, RANK)
             w = (tl.dot(dy, tl.trans(x), input_precision=PRECISION) * weight).to(dtype)
         state = state_tile(start_ptr + border, part * HALF, N2, P, HALF, BLOCK_P)
         dq = tl.dot(dy, tl.trans(state), input_precision=PRECISION)

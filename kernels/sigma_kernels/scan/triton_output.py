@@ -9,11 +9,16 @@ import triton
 import triton.language as tl
 
 from sigma_kernels.scan.triton_gate import (
+    combined,
     gate_rows,
     norm_backward,
     normed,
     store_dy_rows,
     store_gate_gradients,
+)
+from sigma_kernels.scan.triton_ranks import (
+    over_ranks,
+    value_rows,
 )
 from sigma_kernels.scan.triton_tiles import (
     ask_for,
@@ -21,12 +26,9 @@ from sigma_kernels.scan.triton_tiles import (
     chunk_rows,
     entering_weight,
     group_of,
-    over_ranks,
     row_weights,
     state_tile,
-    times_rank_vector,
     turned_both,
-    value_rows,
 )
 
 
@@ -69,8 +71,8 @@ def raw_output(
 
     scale = tl.load(scale_ptr + own + row, mask=inside, other=0.0)
     gamma = tl.load(gamma_ptr + own + row, mask=inside, other=0.0)
-    _, weight = row_weights(g, scale, gamma, step, sequence_ptr, T)
-    x = value_rows(x_ptr, expand_x_ptr, row, rank, head, inside, stride_t, 0, P, R, BLOCK_P)
+    _, weight = row_weights(g, scale, gamma, g_ptr + own, scale_ptr + own, start, sequence_ptr, T, STEPS, RANK)
+    x = value_rows(x_ptr, expand_x_ptr, rank, head, T - start, stride_t, P, R, BLOCK_P).to(dtype)
     y = tl.dot((dots * weight).to(dtype), x, y, input_precision=PRECISION)
     return y + tl.load(skip_ptr + head) * x.to(tl.float32), row, rank, inside
 
@@ -88,17 +90,17 @@ def scan_output_kernel(
     head = tl.program_id(0)
     chunk = tl.program_id(1)
     batch = tl.program_id(2).to(tl.int64)
-    y, row, rank, inside = raw_output(
+    y, _, rank, _ = raw_output(
         q_ptr, k_ptr, q_bias_ptr, k_bias_ptr, phase_ptr, x_ptr, expand_x_ptr, g_ptr, scale_ptr, gamma_ptr, skip_ptr,
         start_ptr, sequence_ptr, batch, head, chunk, T, H, x_stride_b, x_stride_t, x_stride_h,
         S, P, N, G, R, RANK, STEPS, HALF, PARTS, BLOCK_P, PRECISION,
     )  # fmt: skip
     if norm_ptr is not None:
-        y = normed(y, norm_ptr, head, P, BLOCK_P)
+        y, _ = normed(y, P)
     start = chunk * STEPS
     z_ptr += batch * z_stride_b + start.to(tl.int64) * z_stride_t + head.to(tl.int64) * z_stride_h
-    _, gate, open_ = gate_rows(z_ptr, expand_z_ptr, row, rank, head, inside, z_stride_t, P, R, BLOCK_P)
-    y = times_rank_vector(y * (gate * open_), combine_ptr, rank, head, P, R, BLOCK_P)
+    _, gate, open_ = gate_rows(z_ptr, expand_z_ptr, rank, head, T - start, z_stride_t, P, R, BLOCK_P)
+    y = combined(y * (gate * open_), combine_ptr, norm_ptr, rank, head, P, R, BLOCK_P)
     y = over_ranks(y, STEPS, RANK, BLOCK_P)
     p = tl.arange(0, BLOCK_P)
     t = start + tl.arange(0, STEPS)
@@ -135,10 +137,11 @@ def norm_backward_kernel(
     partial = (batch * tl.num_programs(1) + chunk) * H + head
     t = tl.arange(0, STEPS)
     z_ptr += batch * z_stride_b + start.to(tl.int64) * z_stride_t + head.to(tl.int64) * z_stride_h
+    y, rstd = normed(y, P)
     dy = store_gate_gradients(
-        normed(y, norm_ptr, head, P, BLOCK_P), dout_ptr, z_ptr, expand_z_ptr, combine_ptr, dz_ptr, dexpand_z_ptr,
-        dcombine_ptr, first, partial, row, rank, t, head, inside, t < T - start, H, z_stride_t,
+        y, norm_ptr, dout_ptr, z_ptr, expand_z_ptr, combine_ptr, dz_ptr, dnorm_ptr, dexpand_z_ptr,
+        dcombine_ptr, first, partial, rank, t, head, T - start, H, z_stride_t,
         P, R, STEPS, RANK, BLOCK_P,
     )  # fmt: skip
-    dy = norm_backward(y, dy, norm_ptr, dnorm_ptr, partial, head, P, BLOCK_P).to(dy_ptr.dtype.element_ty)
+    dy = norm_backward(y, rstd, dy, P).to(dy_ptr.dtype.element_ty)
     store_dy_rows(dy_ptr, dy, first, row, rank, head, inside, H, P, R, BLOCK_P)

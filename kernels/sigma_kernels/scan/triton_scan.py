@@ -135,7 +135,12 @@ def launch_backward(
     """The gradients of `Inputs`, in their order."""
     phases = make_phases(n, given)
     dout, dz = dout.contiguous(), torch.empty(given.z.shape, dtype=given.z.dtype, device=given.z.device)
-    parts = {name: _part(n, getattr(given, name)) for name in ("skip", "norm", "expand_x", "expand_z", "combine")}
+    norm = given.norm if given.combine is None else None
+    given_parts = {
+        "skip": given.skip, "norm": norm, "expand_x": given.expand_x, "expand_z": given.expand_z,
+        "combine": given.combine,
+    }  # fmt: skip
+    parts = {name: _part(n, tensor) for name, tensor in given_parts.items()}
     dy = _rows(n, given, n.R, n.H, n.P)
     through_gate: Tensor | None = dout
     if given.norm is not None:
@@ -147,7 +152,10 @@ def launch_backward(
     dq, dq_bias = _over_heads(n, given, phases, dq_head, given.q, given.q_bias)
     dk, dk_bias = _over_heads(n, given, phases, dk_head, given.k, given.k_bias)
     dcontrol = phase_gradients(n, given, phases, *numbers, dphase, *restarts)
-    dskip, dnorm, dexpand_x, dexpand_z, dcombine = (None if part is None else part.sum(0) for part in parts.values())
+    sums = (None if part is None else part.sum(0) for part in parts.values())
+    dskip, dnorm, dexpand_x, dexpand_z, dcombine = sums
+    if dcombine is not None and given.combine is not None and given.norm is not None:  # parts are of their product's
+        dnorm, dcombine = (dcombine * given.combine).sum(1), dcombine * given.norm[:, None]
     return (
         dx, dz, dq, dk, *dcontrol, dq_bias, dk_bias, dskip, dnorm, dexpand_x, dexpand_z, dcombine,
         None if given.initial is None else dinitial, None, None, None, None,

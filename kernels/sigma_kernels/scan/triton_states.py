@@ -13,14 +13,15 @@ import triton.language as tl
 
 from sigma_kernels.scan.kernel_math import cos_sin, exp2
 from sigma_kernels.scan.triton_gate import dy_rows, gradient_rows, store_dy_rows
+from sigma_kernels.scan.triton_ranks import (
+    value_rows,
+)
 from sigma_kernels.scan.triton_tiles import (
     chunk_rows,
     entering_weight,
     group_of,
     leaving_weight,
-    times_rank_vector,
     turned_rows,
-    value_rows,
 )
 
 
@@ -64,12 +65,12 @@ def chunk_outer_kernel(
     k_ptr += (batch * T + start) * (R * G * N)
     group = group_of(head, H, G)
     x_ptr += batch * stride_b + start.to(tl.int64) * stride_t + head.to(tl.int64) * stride_h
-    x = value_rows(x_ptr, None, row, rank, head, inside, stride_t, 0, P, R, BLOCK_P)
+    x = value_rows(x_ptr, expand_x_ptr, rank, head, T - start, stride_t, P, R, BLOCK_P)
     g = tl.load(g_ptr + own + row, mask=inside, other=0.0)
     weight = leaving_weight(g, tl.load(g_ptr + own + end - start), step, sequence_ptr, end, T)
     weight *= tl.load(scale_ptr + own + row, mask=inside, other=0.0)
     # rounded once, not after the expansion too: y of rank 4 loses a tenth of its error
-    x = (times_rank_vector(x, expand_x_ptr, rank, head, P, R, BLOCK_P) * weight[:, None]).to(dtype)
+    x = (x * weight[:, None]).to(dtype)
     out_ptr += ((batch * H + head) * tl.num_programs(1) + chunk) * (N2 * P)
     for part in tl.static_range(PARTS):
         k = turned_rows(
@@ -107,7 +108,7 @@ def chunk_outer_backward_kernel(
     if dout_ptr is not None:
         z_ptr += batch * stride_b + start.to(tl.int64) * stride_t + head.to(tl.int64) * stride_h
         dy = gradient_rows(
-            dout_ptr, z_ptr, expand_z_ptr, combine_ptr, first, row, rank, head, inside, H, stride_t, P, R, BLOCK_P
+            dout_ptr, z_ptr, expand_z_ptr, combine_ptr, first, rank, head, T - start, H, stride_t, P, R, BLOCK_P
         ).to(dtype)
         store_dy_rows(dy_ptr, dy, first, row, rank, head, inside, H, P, R, BLOCK_P)
     else:

@@ -48,7 +48,7 @@ def chunk_rows(start, T, R: tl.constexpr, STEPS: tl.constexpr, RANK: tl.constexp
     m = tl.arange(0, STEPS * RANK)
     row = m // RANK
     rank = m % RANK
-    return row, rank, (start + row < T) & (rank < R)
+    return row, rank, (row < T - start) & (rank < R)
 
 
 @triton.jit
@@ -162,61 +162,43 @@ def once(x):
 
 
 @triton.jit
-def rank_vectors(vector_ptr, rank, head, P: tl.constexpr, R: tl.constexpr, BLOCK_P: tl.constexpr):
-    """The vector of each row's rank [H, R, P], [M, BLOCK_P]: read once for each rank, not for each row."""
-    RANK: tl.constexpr = triton.next_power_of_2(R)
-    STEPS: tl.constexpr = rank.shape[0] // RANK
-    r = tl.arange(0, RANK)
-    p = tl.arange(0, BLOCK_P)
-    at = vector_ptr + ((head * R + r) * P)[:, None] + p[None, :]
-    vectors = tl.load(at, mask=(r < R)[:, None] & (p < P)[None, :], other=0.0)
-    return tl.reshape(tl.broadcast_to(vectors[None, :, :], (STEPS, RANK, BLOCK_P)), (STEPS * RANK, BLOCK_P))
-
-
-@triton.jit
-def times_rank_vector(rows, vector_ptr, rank, head, P: tl.constexpr, R: tl.constexpr, BLOCK_P: tl.constexpr):
-    """Rows in fp32, times `rank_vectors` where there are any."""
-    rows = rows.to(tl.float32)
-    if vector_ptr is not None:
-        rows *= rank_vectors(vector_ptr, rank, head, P, R, BLOCK_P)
-    return rows
-
-
-@triton.jit
-def value_rows(
-    x_ptr, expand_ptr, row, rank, head, inside, stride_t, stride_r,
-    P: tl.constexpr, R: tl.constexpr, BLOCK_P: tl.constexpr,
+def row_weights(
+    g, scale, gamma, g_ptr, scale_ptr, start, sequence_ptr, T, STEPS: tl.constexpr, RANK: tl.constexpr
 ):  # fmt: skip
-    """Rows [M, BLOCK_P] of one head of x [., P] (stride_r 0) or dY [., R, P], in their dtype.
+    """(e^{g_i - g_j} where step j is strictly before step i, in the same sequence, else 0; what row j adds to row i:
+    scale_j times that, and gamma_i within a step), both [M, M].
 
-    Times the rank's vector [H, R, P] where there is one.
+    Takes rows [M], and the pointers at the chunk's first step: the ranks of a step j share what is made for one of
+    them, [M, STEPS].
     """
-    column = tl.arange(0, BLOCK_P)
-    mask = inside[:, None]
-    if BLOCK_P != P:
-        mask = mask & (column < P)[None, :]
-    x = tl.load(x_ptr + (row * stride_t + rank * stride_r)[:, None] + column[None, :], mask=mask, other=0.0)
-    if expand_ptr is not None:
-        x = times_rank_vector(x, expand_ptr, rank, head, P, R, BLOCK_P).to(x.dtype)
-    return x
-
-
-@triton.jit
-def decay_between(g, step, sequence_ptr, T):
-    """e^{g_i - g_j} where step j is strictly before step i, in the same sequence; else 0. [M, M]."""
-    before = step[:, None] > step[None, :]
+    M: tl.constexpr = STEPS * RANK
+    i = start + tl.arange(0, M) // RANK
+    if RANK == 1:
+        j = i
+        g_j = g
+        scale_j = scale
+    else:
+        j = start + tl.arange(0, STEPS)
+        g_j = tl.load(g_ptr + j - start, mask=j < T, other=0.0)
+        scale_j = tl.load(scale_ptr + j - start, mask=j < T, other=0.0)
+    before = i[:, None] > j[None, :]
     if sequence_ptr is not None:
-        sequence = tl.load(sequence_ptr + step, mask=step < T, other=-1)
-        before = before & (sequence[:, None] == sequence[None, :])
-    return tl.where(before, exp2(tl.minimum(g[:, None] - g[None, :], 0.0)), 0.0)
+        sequence_i = tl.load(sequence_ptr + i, mask=i < T, other=-1)
+        sequence_j = tl.load(sequence_ptr + j, mask=j < T, other=-1)
+        before = before & (sequence_i[:, None] == sequence_j[None, :])
+    decay = tl.where(before, exp2(tl.minimum(g[:, None] - g_j[None, :], 0.0)), 0.0)
+    weight = decay * scale_j[None, :] + tl.where(i[:, None] == j[None, :], gamma[:, None], 0.0)
+    return _for_each_rank(decay, M, STEPS, RANK), _for_each_rank(weight, M, STEPS, RANK)
 
 
 @triton.jit
-def row_weights(g, scale, gamma, step, sequence_ptr, T):
-    """(`decay_between`, what row j adds to row i: scale_j times that, and gamma within a step)."""
-    decay = decay_between(g, step, sequence_ptr, T)
-    same = tl.where(step[:, None] == step[None, :], gamma[:, None], 0.0)
-    return decay, decay * scale[None, :] + same
+def _for_each_rank(columns, M: tl.constexpr, STEPS: tl.constexpr, RANK: tl.constexpr):
+    """[M, STEPS] -> [M, STEPS * RANK]."""
+    if RANK == 1:
+        out = columns
+    else:
+        out = tl.reshape(tl.broadcast_to(columns[:, :, None], (M, STEPS, RANK)), (M, STEPS * RANK))
+    return out
 
 
 @triton.jit
@@ -237,66 +219,6 @@ def leaving_weight(g, g_end, step, sequence_ptr, end, T):
         last = tl.load(sequence_ptr + end)
         weight = tl.where(tl.load(sequence_ptr + step, mask=step < T, other=-2) == last, weight, 0.0)
     return weight
-
-
-@triton.jit
-def over_ranks(rows, STEPS: tl.constexpr, RANK: tl.constexpr, WIDTH: tl.constexpr):
-    """[STEPS * RANK, WIDTH] -> the sum over the ranks [STEPS, WIDTH]."""
-    if RANK == 1:
-        out = rows
-    else:
-        out = tl.sum(tl.reshape(rows, (STEPS, RANK, WIDTH)), 1)
-    return out
-
-
-@triton.jit
-def rank_sums(rows, rank, RANK: tl.constexpr, EXACT: tl.constexpr):
-    """[STEPS * RANK, WIDTH] -> the sum over the steps [max(RANK, 16), WIDTH], zero from RANK on.
-
-    A product, because sums over the rows of a tile go through shared memory with every thread of a warp in one bank.
-    Without EXACT each row is rounded to bf16.
-    """
-    LEAST: tl.constexpr = 16  # rows that a product has
-    r = tl.arange(0, max(RANK, LEAST))
-    ones = tl.where(r[:, None] == rank[None, :], 1.0, 0.0)
-    if EXACT:
-        out = tl.dot(ones, rows, input_precision="tf32x3")
-    else:
-        out = tl.dot(ones.to(tl.bfloat16), rows.to(tl.bfloat16))
-    return out
-
-
-@triton.jit
-def rounded_over_ranks(
-    rows, STEPS: tl.constexpr, RANK: tl.constexpr, WIDTH: tl.constexpr, dtype: tl.constexpr
-):  # fmt: skip
-    """`over_ranks` of rows that are rounded to `dtype` before where it has 16 bits: a product needs no shuffles."""
-    if RANK == 1 or dtype == tl.float32:
-        out = over_ranks(rows, STEPS, RANK, WIDTH)
-    else:
-        ones = tl.where(tl.arange(0, STEPS)[:, None] == tl.arange(0, STEPS * RANK)[None, :] // RANK, 1.0, 0.0)
-        out = tl.dot(ones.to(dtype), rows.to(dtype))
-    return out
-
-
-@triton.jit
-def over_steps(rows, STEPS: tl.constexpr, RANK: tl.constexpr, WIDTH: tl.constexpr):
-    """[STEPS * RANK, WIDTH] -> the sum over the steps [RANK, WIDTH]."""
-    if RANK == 1:
-        out = tl.sum(rows, 0)[None, :]
-    else:
-        out = tl.sum(tl.reshape(rows, (STEPS, RANK, WIDTH)), 0)
-    return out
-
-
-@triton.jit
-def by_step(row_sums, STEPS: tl.constexpr, RANK: tl.constexpr):
-    """[STEPS * RANK] -> the sum over the ranks [STEPS]."""
-    if RANK == 1:
-        out = row_sums
-    else:
-        out = tl.sum(tl.reshape(row_sums, (STEPS, RANK)), 1)
-    return out
 
 
 @triton.jit
