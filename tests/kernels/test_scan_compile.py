@@ -20,7 +20,7 @@ WARPGROUP_SPILLS = {
     "chunk_outer_backward_kernel": (0, 8),
     "scan_output_kernel": (0, 56),
     "value_gradient_kernel": (32, 280),
-    "matrix_gradient_kernel": (56, 0),
+    "matrix_gradient_kernel": (72, 0),
 }
 WARP_SPILLS = {"value_gradient_kernel": (72, 128)}
 # What a launch passes in 16 bits; the rest is fp32, the phases int16, their totals and the sequences int32.
@@ -40,6 +40,7 @@ def kernels(rank: int, capability: int = 90) -> dict[str, tuple[Any, dict[str, A
     from sigma_kernels.scan import triton_scan
     from sigma_kernels.scan.triton_call import (
         COEFFICIENT_TILE,
+        OVER_HEADS_STAGES,
         PHASE_BACKWARD_STEPS,
         PHASE_STEPS,
         Sizes,
@@ -51,7 +52,7 @@ def kernels(rank: int, capability: int = 90) -> dict[str, tuple[Any, dict[str, A
     phase = {"HEADS": n.heads_phase, "BLOCK_S": n.block_s, "STEPS": n.steps}
     phase_backward = phase | {"BLOCK_RESTART": 16, "AT_ONCE": PHASE_BACKWARD_STEPS}
     heads = {"S": PAIRS, "N": STATE, "G": 1, "R": rank, "RANK": rank, "STEPS": tiles.sum_rows // rank}
-    heads["HALF"] = n.channels(tiles.over_heads)["HALF"]
+    heads |= {"HALF": n.channels(tiles.over_heads)["HALF"], "STAGES": OVER_HEADS_STAGES}
 
     def tiled(launch: ChannelLaunch) -> tuple[dict[str, Any], dict[str, Any]]:
         return n.matrix(launch, torch.bfloat16), launch.options()

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from floors import Work, orthogonalise_flops
+from graph import captured
 from optim_shapes import HIDDEN, SHAPES, matrices_of, parameters_of
 from registry import Case, benchmark
 from torch.nn import Parameter
@@ -110,21 +111,6 @@ def torchs(provider: Provider, preset: str) -> Step:
     if muon:
         optimizers.append(torch.optim.Muon(muon, adjust_lr_fn="match_rms_adamw"))
     return lambda: [optimizer.step() for optimizer in optimizers]
-
-
-def captured(step: Step) -> Step:
-    """The replay of one step, after some that make state and kernels."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            step()
-    torch.cuda.current_stream().wait_stream(stream)
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        step()
-    return lambda: (graph.replay(), step)[0]  # the step holds the memory that the graph reads
 
 
 @dataclass

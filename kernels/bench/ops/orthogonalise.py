@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from floors import Work, orthogonalise_flops
+from graph import captured
 from registry import Case, benchmark
 from torch import Tensor
 
@@ -29,6 +30,11 @@ SHAPES = [
 def sigma(x: Tensor) -> Callable[[], object]:
     """Our op, in the form that it chooses."""
     return lambda: orthogonalise(x)
+
+
+def sigma_graph(x: Tensor) -> Callable[[], object]:
+    """Our op from a CUDA graph, as in the trainer's step: a batch is dozens of launches."""
+    return captured(lambda: orthogonalise(x))
 
 
 def direct(x: Tensor) -> Callable[[], object]:
@@ -59,7 +65,14 @@ def torch_muon(x: Tensor) -> Callable[[], object]:
     return lambda: [newton_schulz_reference(matrix[None]) for matrix in x]
 
 
-PROVIDERS = {"sigma": sigma, "sigma-direct": direct, "sigma-gram": gram, "eager": eager, "torch-muon": torch_muon}
+PROVIDERS = {
+    "sigma": sigma,
+    "sigma-graph": sigma_graph,
+    "sigma-direct": direct,
+    "sigma-gram": gram,
+    "eager": eager,
+    "torch-muon": torch_muon,
+}
 
 
 @dataclass

@@ -24,8 +24,8 @@ Polynomial = Literal["polar_express", "newton_schulz"]
 # launches, so it has to gain.
 GRAM_FROM_ASPECT = 1.5
 GRAM_FROM_ROWS = 128
-# Elements that are worked on together: enough to fill a GPU, few enough for its cache and for little extra memory.
-CHUNK = 1 << 25
+# Elements that are worked on together: enough to fill a GPU several times over, few enough for little extra memory.
+CHUNK = 1 << 26
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ from sigma_kernels.architecture import architecture
 from sigma_kernels.scan.op import HIGHEST_RANK, WIDEST_HEAD, WIDEST_STATE
 from sigma_kernels.scan.triton_call import Inputs, Sizes, shape_class
 from sigma_kernels.scan.triton_launch import tiles_of
-from sigma_kernels.scan.triton_scan import make_phases, pass_state_gradients, pass_states
+from sigma_kernels.scan.triton_scan import make_phases, over_heads, pass_state_gradients, pass_states
 
 B, T, H = 1, 320, 8  # five chunks and more: a pipeline of three fills and drains
 DTYPE = torch.bfloat16
@@ -20,7 +20,7 @@ DTYPE = torch.bfloat16
 def pipelined_loops(
     device: torch.device, *, head_size: int = 64, state: int = 128, rank: int = 1, pairs: int = 32
 ) -> list[Tensor]:
-    """The states at the chunk borders and their gradients, from random numbers in place of the rest.
+    """The states at the chunk borders, their gradients, and sums over heads, from random numbers in place of the rest.
 
     The sizes are compiled in: those of the model that comes next save it from compiling the same loops. Sizes that the
     kernels do not take are those of the largest that they do.
@@ -40,7 +40,9 @@ def pipelined_loops(
     dend, dinitial, restarts = pass_state_gradients(
         n, given, phases, starts, final, normal(*borders, dtype=DTYPE), normal(B, H, state, head_size)
     )
-    return [starts, final, dend, dinitial, *restarts]
+    heads, matrix = normal(B, T, rank, H, n.N2, dtype=DTYPE), normal(B, T, rank, 1, state, dtype=DTYPE)
+    sums = over_heads(n, given, phases, heads, matrix, normal(H, rank, state))
+    return [starts, final, dend, dinitial, *restarts, *sums]
 
 
 def _inputs(n: Sizes, normal: Callable[..., Tensor]) -> Inputs:

@@ -11,12 +11,14 @@ from torch import Tensor
 from sigma_kernels.architecture import architecture
 from sigma_kernels.pipelining import stages
 from sigma_kernels.scan.triton_launch import ChannelLaunch, ShapeClass, Tiles, padded_rank, tiles_of
+from sigma_kernels.scan.triton_prefetch import chunks_ahead
 
 COEFFICIENT_TILE = {"STEPS": 64, "HEADS": 16}
 PASS_PAIRS = 16  # pairs of a program of the state passes, with all of P
 PASS_STAGES = 3  # chunks whose states are on their way at a time
 PHASE_STEPS = 8  # steps that a thread of the phases loads at a time
 PHASE_BACKWARD_STEPS = 4  # their gradients take more registers
+OVER_HEADS_STAGES = 4  # heads whose rows are on their way at a time
 LEAST_TILE = 64  # columns of a product; products 32 columns wide were wrong on sm_90 (Triton 3.6, docs/log.md)
 
 
@@ -108,7 +110,7 @@ class Sizes:
         return {
             "S": self.S, "P": self.P, "N": self.N, "G": self.G, "R": self.R, "RANK": padded_rank(self.R),
             "STEPS": self.steps, "BLOCK_P": power_of_two(self.P, LEAST_TILE),
-            "PRECISION": "tf32x3" if dtype == torch.float32 else "tf32",
+            "PRECISION": "tf32x3" if dtype == torch.float32 else "tf32", "AHEAD": chunks_ahead(self.H),
             **self.channels(launch),
         }  # fmt: skip
 

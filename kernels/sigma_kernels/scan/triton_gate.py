@@ -10,6 +10,7 @@ import triton.language as tl
 
 from sigma_kernels.scan.kernel_math import sigmoid, sigmoid_for_16_bits
 from sigma_kernels.scan.prepare import NORM_EPS
+from sigma_kernels.scan.triton_prefetch import ask_for_rows
 from sigma_kernels.scan.triton_ranks import (
     of_rows,
     rank_sums,
@@ -63,6 +64,13 @@ def dy_rows(dy_ptr, first, row, rank, head, inside, H, P: tl.constexpr, R: tl.co
     if BLOCK_P != P:
         mask = mask & (tl.arange(0, BLOCK_P) < P)[None, :]
     return tl.load(_at_dy(dy_ptr, first, row, rank, head, H, P, R, BLOCK_P), mask=mask, other=0.0)
+
+
+@triton.jit
+def ask_for_dy(dy_ptr, first, head, later, H, P: tl.constexpr, R: tl.constexpr):
+    """`ask_for_rows` of `dy_rows`."""
+    for r in tl.static_range(R):
+        ask_for_rows(dy_ptr + ((first * R + r) * H + head) * P, later, R * H * P, P)
 
 
 @triton.jit

@@ -17,7 +17,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from sigma_kernels.scan.triton_gate import dy_rows, store_by_rank, store_gate_gradients
+from sigma_kernels.scan.triton_gate import ask_for_dy, dy_rows, store_by_rank, store_gate_gradients
+from sigma_kernels.scan.triton_prefetch import ask_for_matrix, ask_for_rows, ask_for_state, later_rows
 from sigma_kernels.scan.triton_ranks import (
     by_step,
     over_ranks,
@@ -27,8 +28,6 @@ from sigma_kernels.scan.triton_ranks import (
     value_rows,
 )
 from sigma_kernels.scan.triton_tiles import (
-    ask_for,
-    ask_for_state,
     chunk_rows,
     entering_weight,
     group_of,
@@ -65,7 +64,7 @@ def value_gradient_kernel(
     x_stride_b, x_stride_t, x_stride_h, z_stride_b, z_stride_t, z_stride_h,
     S: tl.constexpr, P: tl.constexpr, N: tl.constexpr, G: tl.constexpr, R: tl.constexpr,
     RANK: tl.constexpr, STEPS: tl.constexpr, HALF: tl.constexpr, PARTS: tl.constexpr, BLOCK_P: tl.constexpr,
-    PRECISION: tl.constexpr,
+    PRECISION: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
     """Grid (heads, chunks, batch). Takes the states before each chunk and the gradients of those after it.
 
@@ -96,15 +95,18 @@ def value_gradient_kernel(
     phase_ptr += own * S
     x_ptr += batch * x_stride_b + start.to(tl.int64) * x_stride_t + head.to(tl.int64) * x_stride_h
 
-    ask_for_state(start_ptr + border, N2, P)
-    ask_for_state(dend_ptr + border, N2, P)
-    within = tl.where(inside, row, 0)
-    ask_for(x_ptr + within * x_stride_t)
-    ask_for(dy_ptr + (first * R * H + head) * P + (within * R + tl.minimum(rank, R - 1)) * (H * P))
+    later = later_rows(start, T, STEPS, AHEAD)
+    ask_for_state(start_ptr + border, chunk, N2, P, AHEAD)
+    ask_for_state(dend_ptr + border, chunk, N2, P, AHEAD)
+    ask_for_rows(x_ptr, later, x_stride_t, P)
+    ask_for_dy(dy_ptr, first, head, later, H, P, R)
+    ask_for_rows(phase_ptr, later, S, S)
+    ask_for_matrix(q_ptr, head, later, R * G * N)
+    ask_for_matrix(k_ptr, head, later, R * G * N)
     if dout_ptr is not None:
-        ask_for(dout_ptr + (first * H + head) * P + within * (H * P))
+        ask_for_rows(dout_ptr + (first * H + head) * P, later, H * P, P)
         z_ptr += batch * z_stride_b + start.to(tl.int64) * z_stride_t + head.to(tl.int64) * z_stride_h
-        ask_for(z_ptr + within * z_stride_t)
+        ask_for_rows(z_ptr, later, z_stride_t, P)
     dots = tl.zeros((M, M), tl.float32)
     q_parts, k_parts = (), ()
     for part in tl.static_range(PARTS):
@@ -173,7 +175,7 @@ def matrix_gradient_kernel(
     start_ptr, dend_ptr, sequence_ptr, dy_ptr, dq_ptr, dk_ptr, dphase_ptr, T, H, stride_b, stride_t, stride_h,
     S: tl.constexpr, P: tl.constexpr, N: tl.constexpr, G: tl.constexpr, R: tl.constexpr,
     RANK: tl.constexpr, STEPS: tl.constexpr, HALF: tl.constexpr, PARTS: tl.constexpr, BLOCK_P: tl.constexpr,
-    PRECISION: tl.constexpr,
+    PRECISION: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
     """Each head's turned dq and dk [B, T, R, H, N2] and d phase [B, H, T, S]; grid (heads, chunks, batch)."""
     dtype: tl.constexpr = x_ptr.dtype.element_ty
@@ -199,6 +201,14 @@ def matrix_gradient_kernel(
     gamma = tl.load(gamma_ptr + own + row, mask=inside, other=0.0)
     q_ptr += first * (R * G * N)
     k_ptr += first * (R * G * N)
+    later = later_rows(start, T, STEPS, AHEAD)
+    ask_for_state(start_ptr + border, chunk, N2, P, AHEAD)
+    ask_for_state(dend_ptr + border, chunk, N2, P, AHEAD)
+    ask_for_rows(x_ptr, later, stride_t, P)
+    ask_for_dy(dy_ptr, first, head, later, H, P, R)
+    ask_for_rows(phase_ptr + own * S, later, S, S)
+    ask_for_matrix(q_ptr, head, later, R * G * N)
+    ask_for_matrix(k_ptr, head, later, R * G * N)
     for part in tl.static_range(PARTS):
         q, k = turned_both(
             q_ptr, k_ptr, q_bias_ptr, k_bias_ptr, phase_ptr + own * S, row, rank, group, head, inside, part * HALF,
@@ -231,7 +241,7 @@ def matrix_gradient_kernel(
 def over_heads_kernel(
     head_ptr, phase_ptr, out_ptr, bias_ptr, T, H,
     S: tl.constexpr, N: tl.constexpr, G: tl.constexpr, R: tl.constexpr,
-    RANK: tl.constexpr, STEPS: tl.constexpr, HALF: tl.constexpr,
+    RANK: tl.constexpr, STEPS: tl.constexpr, HALF: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Turns dq or dk [B, T, R, H, N2] back and sums it over the heads of a group, and over steps for the biases.
 
@@ -257,7 +267,7 @@ def over_heads_kernel(
     high_of_rank = (r < R)[:, None] & (n < N // 2)[None, :]
     sum_low = tl.zeros((M, HALF), tl.float32)
     sum_high = tl.zeros((M, HALF), tl.float32)
-    for head in range(group * (H // G), (group + 1) * (H // G)):
+    for head in tl.range(group * (H // G), (group + 1) * (H // G), num_stages=STAGES):
         at = head_ptr + (((row * R + rank) * H + head) * N2)[:, None] + n2[None, :]
         d0, d1 = pair_parts(tl.load(at, mask=known, other=0.0).to(tl.float32), M, HALF)
         cos, sin = row_angles(phase_ptr + ((batch * H + head) * T + start) * S, row, inside, pair, S, HALF)

@@ -16,13 +16,12 @@ from sigma_kernels.scan.triton_gate import (
     store_dy_rows,
     store_gate_gradients,
 )
+from sigma_kernels.scan.triton_prefetch import ask_for_matrix, ask_for_rows, ask_for_state, later_rows
 from sigma_kernels.scan.triton_ranks import (
     over_ranks,
     value_rows,
 )
 from sigma_kernels.scan.triton_tiles import (
-    ask_for,
-    ask_for_state,
     chunk_rows,
     entering_weight,
     group_of,
@@ -38,7 +37,7 @@ def raw_output(
     start_ptr, sequence_ptr, batch, head, chunk, T, H, stride_b, stride_t, stride_h,
     S: tl.constexpr, P: tl.constexpr, N: tl.constexpr, G: tl.constexpr, R: tl.constexpr,
     RANK: tl.constexpr, STEPS: tl.constexpr, HALF: tl.constexpr, PARTS: tl.constexpr, BLOCK_P: tl.constexpr,
-    PRECISION: tl.constexpr,
+    PRECISION: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
     """Y of one chunk, fp32 [M, BLOCK_P], before norm and gate; and `chunk_rows`."""
     dtype: tl.constexpr = x_ptr.dtype.element_ty
@@ -54,8 +53,12 @@ def raw_output(
     row, rank, inside = chunk_rows(start, T, R, STEPS, RANK)
     step = start + row
     group = group_of(head, H, G)
-    ask_for_state(start_ptr, N2, P)
-    ask_for(x_ptr + tl.where(inside, row, 0) * stride_t)
+    later = later_rows(start, T, STEPS, AHEAD)
+    ask_for_state(start_ptr, chunk, N2, P, AHEAD)
+    ask_for_rows(x_ptr, later, stride_t, P)
+    ask_for_rows(phase_ptr + own * S, later, S, S)
+    ask_for_matrix(q_ptr, head, later, R * G * N)
+    ask_for_matrix(k_ptr, head, later, R * G * N)
     g = tl.load(g_ptr + own + row, mask=inside, other=0.0)
     dots = tl.zeros((M, M), tl.float32)
     y = tl.zeros((M, BLOCK_P), tl.float32)
@@ -84,21 +87,22 @@ def scan_output_kernel(
     x_stride_b, x_stride_t, x_stride_h, z_stride_b, z_stride_t, z_stride_h,
     S: tl.constexpr, P: tl.constexpr, N: tl.constexpr, G: tl.constexpr, R: tl.constexpr,
     RANK: tl.constexpr, STEPS: tl.constexpr, HALF: tl.constexpr, PARTS: tl.constexpr, BLOCK_P: tl.constexpr,
-    PRECISION: tl.constexpr,
+    PRECISION: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
     """out [B, T, H, P] = sum_r combine_r norm(Y_r) SiLU(z z_r); grid (heads, chunks, batch)."""
     head = tl.program_id(0)
     chunk = tl.program_id(1)
     batch = tl.program_id(2).to(tl.int64)
+    start = chunk * STEPS
+    z_ptr += batch * z_stride_b + start.to(tl.int64) * z_stride_t + head.to(tl.int64) * z_stride_h
+    ask_for_rows(z_ptr, later_rows(start, T, STEPS, AHEAD), z_stride_t, P)
     y, _, rank, _ = raw_output(
         q_ptr, k_ptr, q_bias_ptr, k_bias_ptr, phase_ptr, x_ptr, expand_x_ptr, g_ptr, scale_ptr, gamma_ptr, skip_ptr,
         start_ptr, sequence_ptr, batch, head, chunk, T, H, x_stride_b, x_stride_t, x_stride_h,
-        S, P, N, G, R, RANK, STEPS, HALF, PARTS, BLOCK_P, PRECISION,
+        S, P, N, G, R, RANK, STEPS, HALF, PARTS, BLOCK_P, PRECISION, AHEAD,
     )  # fmt: skip
     if norm_ptr is not None:
         y, _ = normed(y, P)
-    start = chunk * STEPS
-    z_ptr += batch * z_stride_b + start.to(tl.int64) * z_stride_t + head.to(tl.int64) * z_stride_h
     _, gate, open_ = gate_rows(z_ptr, expand_z_ptr, rank, head, T - start, z_stride_t, P, R, BLOCK_P)
     y = combined(y * (gate * open_), combine_ptr, norm_ptr, rank, head, P, R, BLOCK_P)
     y = over_ranks(y, STEPS, RANK, BLOCK_P)
@@ -116,7 +120,7 @@ def norm_backward_kernel(
     x_stride_b, x_stride_t, x_stride_h, z_stride_b, z_stride_t, z_stride_h,
     S: tl.constexpr, P: tl.constexpr, N: tl.constexpr, G: tl.constexpr, R: tl.constexpr,
     RANK: tl.constexpr, STEPS: tl.constexpr, HALF: tl.constexpr, PARTS: tl.constexpr, BLOCK_P: tl.constexpr,
-    PRECISION: tl.constexpr,
+    PRECISION: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
     """Recomputes Y and goes back through combination, gate and norm; same grid as the forward.
 
@@ -127,16 +131,19 @@ def norm_backward_kernel(
     head = tl.program_id(0)
     chunk = tl.program_id(1)
     batch = tl.program_id(2).to(tl.int64)
+    start = chunk * STEPS
+    first = batch * T + start
+    z_ptr += batch * z_stride_b + start.to(tl.int64) * z_stride_t + head.to(tl.int64) * z_stride_h
+    later = later_rows(start, T, STEPS, AHEAD)
+    ask_for_rows(z_ptr, later, z_stride_t, P)
+    ask_for_rows(dout_ptr + (first * H + head) * P, later, H * P, P)
     y, row, rank, inside = raw_output(
         q_ptr, k_ptr, q_bias_ptr, k_bias_ptr, phase_ptr, x_ptr, expand_x_ptr, g_ptr, scale_ptr, gamma_ptr, skip_ptr,
         start_ptr, sequence_ptr, batch, head, chunk, T, H, x_stride_b, x_stride_t, x_stride_h,
-        S, P, N, G, R, RANK, STEPS, HALF, PARTS, BLOCK_P, PRECISION,
+        S, P, N, G, R, RANK, STEPS, HALF, PARTS, BLOCK_P, PRECISION, AHEAD,
     )  # fmt: skip
-    start = chunk * STEPS
-    first = batch * T + start
     partial = (batch * tl.num_programs(1) + chunk) * H + head
     t = tl.arange(0, STEPS)
-    z_ptr += batch * z_stride_b + start.to(tl.int64) * z_stride_t + head.to(tl.int64) * z_stride_h
     y, rstd = normed(y, P)
     dy = store_gate_gradients(
         y, norm_ptr, dout_ptr, z_ptr, expand_z_ptr, combine_ptr, dz_ptr, dnorm_ptr, dexpand_z_ptr,

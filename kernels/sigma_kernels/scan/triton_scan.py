@@ -26,8 +26,10 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from sigma_kernels import counters
+from sigma_kernels.pipelining import stages
 from sigma_kernels.scan.triton_call import (
     COEFFICIENT_TILE,
+    OVER_HEADS_STAGES,
     PHASE_BACKWARD_STEPS,
     PHASE_STEPS,
     Inputs,
@@ -149,8 +151,8 @@ def launch_backward(
     dend, dinitial, restarts = _state_gradients(n, given, phases, starts, final, through_gate, dy, dfinal.contiguous())
     dx, *numbers = _value_gradients(n, given, phases, starts, dend, through_gate, dy, dz, parts)
     dq_head, dk_head, dphase = _matrix_gradients(n, given, phases, starts, dend, dy)
-    dq, dq_bias = _over_heads(n, given, phases, dq_head, given.q, given.q_bias)
-    dk, dk_bias = _over_heads(n, given, phases, dk_head, given.k, given.k_bias)
+    dq, dq_bias = over_heads(n, given, phases, dq_head, given.q, given.q_bias)
+    dk, dk_bias = over_heads(n, given, phases, dk_head, given.k, given.k_bias)
     dcontrol = phase_gradients(n, given, phases, *numbers, dphase, *restarts)
     sums = (None if part is None else part.sum(0) for part in parts.values())
     dskip, dnorm, dexpand_x, dexpand_z, dcombine = sums
@@ -253,7 +255,7 @@ def _matrix_gradients(
     return dq, dk, dphase
 
 
-def _over_heads(
+def over_heads(
     n: Sizes, given: Inputs, phases: Phases, head_BTRHN: Tensor, matrix: Tensor, bias: Tensor
 ) -> tuple[Tensor, Tensor]:
     """(the gradient of one matrix, of its bias) from the turned one of each head."""
@@ -263,7 +265,7 @@ def _over_heads(
     out, biases = torch.empty_like(matrix), bias.new_empty(n.B * blocks, *bias.shape)
     over_heads_kernel[(blocks, n.G * channels["PARTS"], n.B)](
         head_BTRHN, phases.phase_BHTS, out, biases, n.T, n.H,
-        S=n.S, N=n.N, G=n.G, R=n.R, RANK=rank, STEPS=steps, HALF=channels["HALF"],
+        S=n.S, N=n.N, G=n.G, R=n.R, RANK=rank, STEPS=steps, HALF=channels["HALF"], STAGES=stages(OVER_HEADS_STAGES),
         **n.tiles.over_heads.options(),
     )  # fmt: skip
     return out, biases.sum(0)

@@ -12,7 +12,8 @@ import triton
 import triton.language as tl
 
 from sigma_kernels.scan.kernel_math import cos_sin, exp2
-from sigma_kernels.scan.triton_gate import dy_rows, gradient_rows, store_dy_rows
+from sigma_kernels.scan.triton_gate import ask_for_dy, dy_rows, gradient_rows, store_dy_rows
+from sigma_kernels.scan.triton_prefetch import ask_for_matrix, ask_for_rows, later_rows
 from sigma_kernels.scan.triton_ranks import (
     value_rows,
 )
@@ -44,7 +45,7 @@ def chunk_outer_kernel(
     T, H, stride_b, stride_t, stride_h,
     S: tl.constexpr, P: tl.constexpr, N: tl.constexpr, G: tl.constexpr, R: tl.constexpr,
     RANK: tl.constexpr, STEPS: tl.constexpr, HALF: tl.constexpr, PARTS: tl.constexpr, BLOCK_P: tl.constexpr,
-    PRECISION: tl.constexpr,
+    PRECISION: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
     """What each chunk adds to the state: sum_m scale_m e^{g_end - g_m} k_m x_m^T.
 
@@ -65,6 +66,10 @@ def chunk_outer_kernel(
     k_ptr += (batch * T + start) * (R * G * N)
     group = group_of(head, H, G)
     x_ptr += batch * stride_b + start.to(tl.int64) * stride_t + head.to(tl.int64) * stride_h
+    later = later_rows(start, T, STEPS, AHEAD)
+    ask_for_rows(x_ptr, later, stride_t, P)
+    ask_for_rows(phase_ptr, later, S, S)
+    ask_for_matrix(k_ptr, head, later, R * G * N)
     x = value_rows(x_ptr, expand_x_ptr, rank, head, T - start, stride_t, P, R, BLOCK_P)
     g = tl.load(g_ptr + own + row, mask=inside, other=0.0)
     weight = leaving_weight(g, tl.load(g_ptr + own + end - start), step, sequence_ptr, end, T)
@@ -85,7 +90,7 @@ def chunk_outer_backward_kernel(
     T, H, stride_b, stride_t, stride_h,
     S: tl.constexpr, P: tl.constexpr, N: tl.constexpr, G: tl.constexpr, R: tl.constexpr,
     RANK: tl.constexpr, STEPS: tl.constexpr, HALF: tl.constexpr, PARTS: tl.constexpr, BLOCK_P: tl.constexpr,
-    PRECISION: tl.constexpr,
+    PRECISION: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
     """What each chunk's outputs send to the state that enters it: sum_m e^{g_m} q_m dY_m^T; the same grid.
 
@@ -105,13 +110,19 @@ def chunk_outer_backward_kernel(
     phase_ptr += own * S
     q_ptr += first * (R * G * N)
     group = group_of(head, H, G)
+    later = later_rows(start, T, STEPS, AHEAD)
+    ask_for_rows(phase_ptr, later, S, S)
+    ask_for_matrix(q_ptr, head, later, R * G * N)
     if dout_ptr is not None:
         z_ptr += batch * stride_b + start.to(tl.int64) * stride_t + head.to(tl.int64) * stride_h
+        ask_for_rows(z_ptr, later, stride_t, P)
+        ask_for_rows(dout_ptr + (first * H + head) * P, later, H * P, P)
         dy = gradient_rows(
             dout_ptr, z_ptr, expand_z_ptr, combine_ptr, first, rank, head, T - start, H, stride_t, P, R, BLOCK_P
         ).to(dtype)
         store_dy_rows(dy_ptr, dy, first, row, rank, head, inside, H, P, R, BLOCK_P)
     else:
+        ask_for_dy(dy_ptr, first, head, later, H, P, R)
         dy = dy_rows(dy_ptr, first, row, rank, head, inside, H, P, R, BLOCK_P)
     weight = entering_weight(tl.load(g_ptr + own + row, mask=inside, other=0.0), step, sequence_ptr, start, T)
     dy = (dy.to(tl.float32) * weight[:, None]).to(dy.dtype)

@@ -222,24 +222,6 @@ def leaving_weight(g, g_end, step, sequence_ptr, end, T):
 
 
 @triton.jit
-def ask_for(pointers):
-    """Starts bringing the lines at `pointers` into the L2 cache; costs no registers and waits for nothing."""
-    if LIBDEVICE:
-        tl.inline_asm_elementwise(
-            "prefetch.global.L2 [$1]; mov.b32 $0, 0;", "=r,l", [pointers.to(tl.uint64)], tl.int32, is_pure=False, pack=1
-        )
-
-
-@triton.jit
-def ask_for_state(state_ptr, N2: tl.constexpr, P: tl.constexpr):
-    """`ask_for` all of one state."""
-    LINE: tl.constexpr = 1024 // state_ptr.dtype.element_ty.primitive_bitwidth  # elements of 128 bytes
-    LINES: tl.constexpr = (N2 * P) // LINE
-    if LINES > 0 and (LINES & (LINES - 1)) == 0:
-        ask_for(state_ptr + tl.arange(0, LINES) * LINE)
-
-
-@triton.jit
 def state_tile(state_ptr, pair, N2: tl.constexpr, P: tl.constexpr, HALF: tl.constexpr, BLOCK_P: tl.constexpr):
     """The pairs pair .. pair + HALF of one state [N2, P], side by side: [2 HALF, BLOCK_P]."""
     n = 2 * pair + tl.arange(0, 2 * HALF)
