@@ -9,6 +9,7 @@ from sigma.config.optim import OptimSection
 from sigma.optim.blocks import BlockBatch
 from sigma.optim.matrix import Step, Update
 from sigma.optim.muon import Muon
+from sigma_kernels.matrix_step.op import row_squares
 
 ROW_SQUARES = "row_squares"
 EPS = 1e-8
@@ -33,7 +34,7 @@ class NorMuon(Muon):
     def __call__(self, batch: BlockBatch, averaged_KMN: Tensor, step: Step) -> Update:
         """Muon's update with a scale for each row."""
         update = super().__call__(batch, averaged_KMN, step)
-        squares_KM = torch.linalg.vector_norm(update.direction_KMN, dim=2, dtype=torch.float32).square()
+        squares_KM = row_squares(update.direction_KMN)
         if update.scale is not None:  # one for each matrix
             squares_KM = squares_KM * update.scale[:, :, 0].square()
         past = batch.state[ROW_SQUARES]

@@ -9,10 +9,11 @@ import torch
 
 from sigma.optim.build import OptimizerSet
 from sigma_kernels import counters, dispatch
-from sigma_kernels.matrix_step.op import momentum_step, weight_step
+from sigma_kernels.matrix_step.op import momentum_step, row_squares, weight_step
+from sigma_kernels.matrix_step.reference import row_squares_reference
 from sigma_kernels.orthogonalise.op import orthogonalise
 from sigma_kernels.orthogonalise.reference import Products, TorchProducts, direct_form, normalised, polynomials
-from tests.kernels.matrix_step_cases import both, close, make_batch, masters, scales
+from tests.kernels.matrix_step_cases import both, close, exact_squares, make_batch, masters, rows_in_layout, scales
 from tests.kernels.orthogonalise_cases import polar, random_batch, relative, with_spectrum
 from tests.kernels.tolerance import assert_close
 from tests.unit.optim.conftest import make_set, same, step, steps_that_never_wait, values
@@ -160,6 +161,36 @@ def test_gradients_that_move_are_found_and_the_kernels_ran():
     momentum_step(other.blocks, [None if g is None else 2 * g for g in other.gradients], other.momentum, beta=0.0)
     assert torch.equal(batch.momentum, other.momentum)
     assert counters.get("matrix_step.use_triton") == before + 3
+
+
+# ---- squares of rows ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shape", [(1, 1, 1), (3, 70, 1), (3, 67, 259), (2, 1152, 768), (1, 64, 8192)], ids=str)
+@pytest.mark.parametrize("layout", ["rows", "columns"])
+def test_squares_of_rows_equal_the_reference_in_both_layouts(layout, shape, dtype):
+    odd = rows_in_layout(layout, *shape, dtype=dtype, device="cuda")
+    whole = odd.contiguous() if layout == "rows" else odd.mT.contiguous().mT  # aligned, as a direction is
+    before = counters.get("matrix_step.use_triton")
+    for x in (odd, whole):
+        got = row_squares(x)
+        assert_close("squares", got, exact_squares(x))
+        torch.testing.assert_close(got, row_squares_reference(x), rtol=1e-5, atol=0)
+        assert torch.equal(got, row_squares(x)), "two runs have the same bits"
+    assert counters.get("matrix_step.use_triton") == before + 4
+
+
+@pytest.mark.parametrize("layout", ["rows", "columns"])
+def test_squares_of_rows_in_a_cuda_graph_follow_their_matrices(layout):
+    x = rows_in_layout(layout, 2, 70, 300, device="cuda")
+    row_squares(x)  # compiled before the capture
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        got = row_squares(x)
+    x.mul_(2)
+    graph.replay()
+    assert_close("squares", got, exact_squares(x))
 
 
 # ---- whole steps ------------------------------------------------------------------------------

@@ -25,6 +25,8 @@ class Usage(NamedTuple):
     shared_bytes: int
     waiting: bool
     """The products of a warp group wait for each other: ptxas "serialized" them."""
+    load_bytes: int
+    """The least that a thread loads from global memory at once; 0 when it loads nothing."""
 
 
 def compile_kernel(
@@ -66,7 +68,8 @@ def compile_kernel(
     cubin = compiled.asm["cubin"]
     assert len(cubin) > 0
     waiting = capability == 90 and _products_wait(cubin)
-    return Usage(*_registers_and_spills(cubin), shared_bytes=compiled.metadata.shared, waiting=waiting)
+    shared, narrowest = compiled.metadata.shared, _narrowest_load(compiled.asm["ptx"])
+    return Usage(*_registers_and_spills(cubin), shared_bytes=shared, waiting=waiting, load_bytes=narrowest)
 
 
 def _registers_and_spills(cubin: bytes) -> tuple[int, int]:
@@ -76,6 +79,11 @@ def _registers_and_spills(cubin: bytes) -> tuple[int, int]:
     assert found is not None, text
     registers, stack, local = map(int, found.groups())
     return registers, stack + local
+
+
+def _narrowest_load(ptx: str) -> int:
+    loads = re.findall(r"\bld\.global(?:\.\w+)*?(?:\.v(\d))?\.[busf](\d+)\b", ptx)
+    return min((int(words or 1) * int(bits) // 8 for words, bits in loads), default=0)
 
 
 def _products_wait(cubin: bytes) -> bool:

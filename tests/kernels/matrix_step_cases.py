@@ -105,3 +105,22 @@ def masters(batch: Batch) -> list[Tensor]:
     rows = batch.blocks.rows
     coarse = torch.cat([w if w.ndim == 3 else w[None, -rows:] for w in batch.weights])
     return [decode_residual(coarse, batch.residual)]
+
+
+def rows_in_layout(layout: str, *shape: int, dtype: torch.dtype = torch.float16, device: str = "cpu") -> Tensor:
+    """Matrices `[K, m, n]` inside of larger ones that are NaN: whole rows or columns lie together, or neither."""
+    values = draw(*shape, seed=50).to(device, dtype)
+    if layout == "columns":
+        values = values.mT
+    steps = 2 if layout == "every second" else 1
+    around = torch.full(
+        (shape[0], values.shape[1] + 2, steps * values.shape[2] + 5), float("nan"), dtype=dtype, device=device
+    )
+    inside = around[:, 1:-1, 2:-3:steps]
+    inside.copy_(values)
+    return inside.mT if layout == "columns" else inside
+
+
+def exact_squares(x_KMN: Tensor) -> Tensor:
+    """The sums of squares of the rows in fp64."""
+    return x_KMN.double().square().sum(dim=2)

@@ -1,4 +1,4 @@
-"""The public momentum and weight steps over a batch of matrices: check, ask dispatch, count."""
+"""The public momentum and weight steps and squares of rows over a batch of matrices: check, ask dispatch, count."""
 
 from __future__ import annotations
 
@@ -13,8 +13,11 @@ from sigma_kernels.matrix_step.reference import (
     Decay,
     Form,
     momentum_step_reference,
+    row_squares_reference,
     weight_step_reference,
 )
+
+ROW_TYPES = torch.float32, torch.bfloat16, torch.float16
 
 
 def momentum_step(
@@ -102,6 +105,29 @@ def weight_step(
         blocks, weights, residual_KMN, direction_KMN, scale, rate_K, decay_K,
         active_K=active_K, decay=decay, found_inf=found_inf,
     )  # fmt: skip
+
+
+@torch.no_grad()
+def row_squares(x_KMN: Tensor) -> Tensor:
+    """The sum of squares of each row, fp32 `[K, m]`. Not differentiable.
+
+    Args:
+        x_KMN: fp32, bf16 or fp16; the kernel takes it where one of the last two axes has stride 1.
+
+    Raises:
+        ValueError: x is no batch of matrices of such a type.
+    """
+    if x_KMN.ndim != 3 or 0 in x_KMN.shape or x_KMN.dtype not in ROW_TYPES:
+        raise ValueError(
+            f"row_squares: x must be a batch of fp32, bf16 or fp16 matrices, it is {x_KMN.dtype} {tuple(x_KMN.shape)}"
+        )
+    counters.add("matrix_step.row_squares")
+    limit = None if 1 in x_KMN.stride()[1:] else "neither rows nor columns are contiguous"
+    if dispatch.use_triton("matrix_step", x_KMN, limit=limit):
+        from sigma_kernels.matrix_step.row_squares_kernel import launch_row_squares as run
+    else:
+        run = row_squares_reference
+    return run(x_KMN)
 
 
 def why_reference(momentum_KMN: Tensor, tensors: Sequence[Tensor]) -> str | None:

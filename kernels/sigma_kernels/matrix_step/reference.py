@@ -1,4 +1,4 @@
-"""Momentum and weight step in plain PyTorch: the specification, and what runs where Triton cannot."""
+"""Momentum, weight step and squares of rows in plain PyTorch: the specification, and what runs without Triton."""
 
 from __future__ import annotations
 
@@ -106,3 +106,8 @@ def _moved(now: Tensor, update: Tensor, rate: Tensor, factor: Tensor, decay: Dec
     if decay.endswith("prox"):
         return torch.addcmul(now, update, -rate) * factor
     return torch.addcmul(now * factor, update, -rate)
+
+
+def row_squares_reference(x_KMN: Tensor) -> Tensor:
+    """See `op.row_squares`."""
+    return torch.linalg.vector_norm(x_KMN, dim=2, dtype=torch.float32).square()

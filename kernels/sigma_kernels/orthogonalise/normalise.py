@@ -11,6 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from sigma_kernels import counters
+from sigma_kernels.matrix_step.row_squares_kernel import squares_along_rows
 from sigma_kernels.orthogonalise.reference import SAFETY, SAFETY_EPS
 
 BAND, STEP = 16, 256  # rows and columns that a program squares at a time
@@ -22,13 +23,8 @@ def _squares_kernel(x_ptr, sum_ptr, rows, columns, stride_b, stride_m, BAND: tl.
     """The sum of squares of each band of rows, in fp32."""
     bands = tl.cdiv(rows, BAND)
     k, band = tl.program_id(0) // bands, tl.program_id(0) % bands
-    row, column = band * BAND + tl.arange(0, BAND), tl.arange(0, STEP)
-    x_ptr += k.to(tl.int64) * stride_b + row[:, None].to(tl.int64) * stride_m + column[None, :]
-    total = tl.zeros((BAND, STEP), tl.float32)
-    for start in range(0, columns, STEP):
-        inside = (row[:, None] < rows) & (column[None, :] < columns - start)
-        x = tl.load(x_ptr + start, mask=inside, other=0.0).to(tl.float32)
-        total += x * x
+    row = band * BAND + tl.arange(0, BAND)
+    total = squares_along_rows(x_ptr + k.to(tl.int64) * stride_b, row, rows, columns, stride_m, 1, STEP, 1)
     tl.store(sum_ptr + tl.program_id(0), tl.sum(total))
 
 

@@ -57,3 +57,39 @@ def _multiply_bf16_as_numbers(monkeypatch):
         return dot(self, widened(a), widened(b), *rest)
 
     monkeypatch.setattr(interpreter.InterpreterBuilder, "create_dot", product)
+
+
+@pytest.fixture
+def every_access_lies_in_a_tensor(monkeypatch):
+    """The interpreter reads and writes whatever address it is given; a GPU would crash, or not."""
+    from triton.runtime import interpreter
+
+    storages: list[tuple[int, int]] = []
+    init_args = interpreter.GridExecutor._init_args_hst
+    load, store = interpreter.InterpreterBuilder.create_masked_load, interpreter.InterpreterBuilder.create_masked_store
+
+    def remember(self, args, kwargs):
+        host_args, host_kwargs = init_args(self, args, kwargs)
+        given = [t.untyped_storage() for t in (*host_args, *host_kwargs.values()) if isinstance(t, torch.Tensor)]
+        storages[:] = [(s.data_ptr(), s.data_ptr() + s.nbytes()) for s in given]
+        return host_args, host_kwargs
+
+    def check(pointers, mask):
+        used = pointers.data[np.broadcast_to(mask.data, pointers.data.shape).astype(bool)].astype(np.uint64)
+        size = np.dtype(interpreter._get_np_dtype(pointers.get_element_ty())).itemsize
+        known = np.zeros(used.shape, dtype=bool)
+        for first, end in storages:
+            known |= (used >= first) & (used + size <= end)
+        assert known.all(), "a kernel reads or writes outside its tensors"
+
+    def checked_load(self, pointers, mask, *rest):
+        check(pointers, mask)
+        return load(self, pointers, mask, *rest)
+
+    def checked_store(self, pointers, value, mask, *rest):
+        check(pointers, mask)
+        return store(self, pointers, value, mask, *rest)
+
+    monkeypatch.setattr(interpreter.GridExecutor, "_init_args_hst", remember)
+    monkeypatch.setattr(interpreter.InterpreterBuilder, "create_masked_load", checked_load)
+    monkeypatch.setattr(interpreter.InterpreterBuilder, "create_masked_store", checked_store)

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 
-import numpy as np
 import pytest
 import torch
-from triton.runtime import interpreter
 
 from sigma_kernels import counters
 from sigma_kernels.scan.op import mamba3_scan
 from sigma_kernels.scan.reference import mamba3_scan_reference
 from tests.kernels.scan_cases import Shape, make_case, run
 from tests.kernels.scan_gates import assert_within_gates
+
+pytestmark = pytest.mark.usefixtures("every_access_lies_in_a_tensor")
 
 SHAPES = [
     pytest.param(Shape(B=1, T=1, H=1, P=3, G=1), id="one-step"),
@@ -30,40 +30,6 @@ PACKED = [0, 5, 6, 70, 90]
 @pytest.fixture(autouse=True)
 def _no_device(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_of", lambda tensor: nullcontext())
-
-
-@pytest.fixture(autouse=True)
-def _every_access_lies_in_a_tensor(monkeypatch):
-    """The interpreter reads and writes whatever address it is given; a GPU would crash, or not."""
-    storages: list[tuple[int, int]] = []
-    init_args = interpreter.GridExecutor._init_args_hst
-    load, store = interpreter.InterpreterBuilder.create_masked_load, interpreter.InterpreterBuilder.create_masked_store
-
-    def remember(self, args, kwargs):
-        host_args, host_kwargs = init_args(self, args, kwargs)
-        given = [t.untyped_storage() for t in (*host_args, *host_kwargs.values()) if isinstance(t, torch.Tensor)]
-        storages[:] = [(s.data_ptr(), s.data_ptr() + s.nbytes()) for s in given]
-        return host_args, host_kwargs
-
-    def check(pointers, mask):
-        used = pointers.data[np.broadcast_to(mask.data, pointers.data.shape).astype(bool)].astype(np.uint64)
-        size = np.dtype(interpreter._get_np_dtype(pointers.get_element_ty())).itemsize
-        known = np.zeros(used.shape, dtype=bool)
-        for first, end in storages:
-            known |= (used >= first) & (used + size <= end)
-        assert known.all(), "a kernel reads or writes outside its tensors"
-
-    def checked_load(self, pointers, mask, *rest):
-        check(pointers, mask)
-        return load(self, pointers, mask, *rest)
-
-    def checked_store(self, pointers, value, mask, *rest):
-        check(pointers, mask)
-        return store(self, pointers, value, mask, *rest)
-
-    monkeypatch.setattr(interpreter.GridExecutor, "_init_args_hst", remember)
-    monkeypatch.setattr(interpreter.InterpreterBuilder, "create_masked_load", checked_load)
-    monkeypatch.setattr(interpreter.InterpreterBuilder, "create_masked_store", checked_store)
 
 
 def results(shape: Shape, *, states: int | None = None, with_state: bool, **options) -> tuple[dict, dict]:
