@@ -238,13 +238,13 @@ def make_kernels(
     assert length is not None
     if why_not_ahead(torch.device(config.run.device)) is not None:
         return {}
-    kernels = KernelsAhead()
-    with kernels.rehearsal():
-        rehearse_model(ctx, rows, length)
-    if few := few_of_each(optimizers):
+    with KernelsAhead() as kernels:
         with kernels.rehearsal():
-            rehearse_optimizer(ctx, optimizers_of(config, model, few))
-    return {"kernels_ahead": kernels.wait(), "startup_kernels_s": time.perf_counter() - began}
+            rehearse_model(ctx, rows, length)
+        if few := few_of_each(optimizers):
+            with kernels.rehearsal():
+                rehearse_optimizer(ctx, optimizers_of(config, model, few))
+        return {"kernels_ahead": kernels.wait(), "startup_kernels_s": time.perf_counter() - began}
 
 
 def compiles(config: RunConfig) -> bool:
