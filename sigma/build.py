@@ -234,17 +234,21 @@ def make_kernels(
     The longer part, the model's, is compiled while the optimizer's is rehearsed. Off a GPU there is nothing to do.
     """
     rows, length, began = config.data.micro_batch_size, config.data.seq_len, time.perf_counter()
+    device = torch.device(config.run.device)
     assert rows is not None
     assert length is not None
-    if why_not_ahead(torch.device(config.run.device)) is not None:
+    if why_not_ahead(device) is not None:
         return {}
-    kernels = KernelsAhead()
-    with kernels.rehearsal():
-        rehearse_model(ctx, rows, length)
-    if few := few_of_each(optimizers):
+    with KernelsAhead() as kernels:
         with kernels.rehearsal():
-            rehearse_optimizer(ctx, optimizers_of(config, model, few))
-    return {"kernels_ahead": kernels.wait(), "startup_kernels_s": time.perf_counter() - began}
+            rehearse_model(ctx, rows, length)
+        if few := few_of_each(optimizers):
+            with kernels.rehearsal():
+                rehearse_optimizer(ctx, optimizers_of(config, model, few))
+        ready = kernels.wait()
+    if device.type == "cuda":  # a run that goes on with a smaller micro-batch would report the rehearsal's as its own
+        torch.cuda.reset_peak_memory_stats(device)
+    return {"kernels_ahead": ready, "startup_kernels_s": time.perf_counter() - began}
 
 
 def compiles(config: RunConfig) -> bool:

@@ -63,10 +63,10 @@ def check_pipelines(device: torch.device, sizes: Mapping[str, int]) -> str:
     ops = {"scan": lambda: pipelined_loops(device, **sizes), "orthogonalise": lambda: pipelined_loop(device)}
     try:
         if why_not_ahead(device) is None:
-            kernels = KernelsAhead()
-            with kernels.rehearsal():
-                pipelining.both_ways(ops)
-            kernels.wait()
+            with KernelsAhead() as kernels:
+                with kernels.rehearsal():
+                    pipelining.both_ways(ops)
+                kernels.wait()
         differing = pipelining.check(ops)
         torch.cuda.synchronize()
     except Exception as error:  # as in `check_kernel`

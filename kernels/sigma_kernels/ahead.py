@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Self
 
 import torch
 
@@ -27,12 +27,21 @@ def why_not_ahead(device: torch.device) -> str | None:
 
 
 class KernelsAhead:
-    """Kernels that are being compiled and loaded for the current CUDA device."""
+    """Kernels that are being compiled and loaded for the current CUDA device.
+
+    A context manager: left early, it gives up what no thread has begun, else the interpreter would end only after all.
+    """
 
     def __init__(self) -> None:
         self._device = torch.cuda.current_device()
         self._pool = ThreadPoolExecutor(min(MOST_THREADS, os.cpu_count() or 1), "sigma-kernels")
         self._kernels: list[Future[None]] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
 
     @contextmanager
     def rehearsal(self) -> Iterator[None]:
@@ -64,9 +73,6 @@ class KernelsAhead:
 
     def wait(self) -> int:
         """Until all of them are loaded; returns how many. Raises the first error, which would be the step's."""
-        try:
-            for kernel in as_completed(self._kernels):
-                kernel.result()
-        finally:
-            self._pool.shutdown(cancel_futures=True)
+        for kernel in as_completed(self._kernels):
+            kernel.result()
         return len(self._kernels)

@@ -91,15 +91,21 @@ class CudaGraphs:
         return self._streams[number]
 
     def _beside(self, branches: Sequence[Branch]) -> None:
-        """The first branch on the stream of the capture, every other one on a stream of its own."""
-        others = [self._stream(number) for number in range(1, len(branches))]
-        for stream in others:
-            stream.wait_stream(self._stream(0))
-        for stream, branch in zip([self._stream(0), *others], branches, strict=True):
-            with torch.cuda.stream(stream):
-                branch()
-        for stream in others:
-            self._stream(0).wait_stream(stream)
+        """The first branch on the stream of the capture, every other one on a stream of its own.
+
+        All come back to the first, whatever is raised: a capture that ends without that fails by itself, which hides
+        the cause and leaves the allocator of torch below 2.12 in the capture (pytorch/pytorch#180395).
+        """
+        main, *others = (self._stream(number) for number in range(len(branches)))
+        try:
+            for stream in others:
+                stream.wait_stream(main)
+            for stream, branch in zip([main, *others], branches, strict=True):
+                with torch.cuda.stream(stream):
+                    branch()
+        finally:
+            for stream in others:
+                main.wait_stream(stream)
 
     def _replay(self, graph: torch.cuda.CUDAGraph) -> None:
         with torch.cuda.device(self._device):

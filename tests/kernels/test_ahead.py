@@ -20,6 +20,12 @@ def gpu(tmp_path):
         yield fake
 
 
+@pytest.fixture
+def ahead(gpu):
+    with KernelsAhead() as kernels:
+        yield kernels
+
+
 def norm_both_ways(width: int = 64) -> None:
     from sigma_kernels.rms_norm.kernel import launch_backward, launch_forward
 
@@ -32,8 +38,7 @@ def entries(folder) -> int:
     return len(list(folder.glob("*/*.cubin")))
 
 
-def test_what_a_rehearsal_would_launch_is_loaded_and_then_launched_as_it_is(gpu, tmp_path):
-    ahead = KernelsAhead()
+def test_what_a_rehearsal_would_launch_is_loaded_and_then_launched_as_it_is(gpu, ahead, tmp_path):
     with ahead.rehearsal():
         norm_both_ways()
         norm_both_ways()
@@ -47,11 +52,10 @@ def test_what_a_rehearsal_would_launch_is_loaded_and_then_launched_as_it_is(gpu,
     assert entries(tmp_path) == 2, "the step has compiled nothing more"
 
 
-def test_a_kept_cache_holds_what_a_launch_itself_compiled(gpu, tmp_path):
+def test_a_kept_cache_holds_what_a_launch_itself_compiled(gpu, ahead, tmp_path):
     norm_both_ways()
     forget_kernels()
     before = entries(tmp_path)
-    ahead = KernelsAhead()
     with ahead.rehearsal():
         norm_both_ways()
     assert ahead.wait() == 2
@@ -69,27 +73,50 @@ def test_kernels_are_compiled_in_several_threads_and_none_before_the_rehearsal_e
 
     monkeypatch.setattr(KernelsAhead, "_load", load_together)
     monkeypatch.setattr("os.cpu_count", lambda: 2)
-    ahead = KernelsAhead()
-    with ahead.rehearsal():
-        norm_both_ways()
-        ended.set()
-    assert ahead.wait() == 2
+    with KernelsAhead() as ahead:
+        with ahead.rehearsal():
+            norm_both_ways()
+            ended.set()
+        assert ahead.wait() == 2
 
 
-def test_the_first_error_is_raised(gpu, monkeypatch):
+def test_a_stop_gives_up_what_no_thread_has_begun_and_leaves_no_thread(gpu, monkeypatch):
+    begun, go_on, loaded = threading.Event(), threading.Event(), []
+
+    def load(self, kernel, data):
+        loaded.append(kernel)
+        begun.set()
+        assert go_on.wait(30)
+
+    def stop_in_a_later_rehearsal() -> None:
+        with KernelsAhead() as ahead:
+            with ahead.rehearsal():
+                norm_both_ways()
+            assert begun.wait(30)
+            threading.Timer(0.2, go_on.set).start()
+            with ahead.rehearsal():
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(KernelsAhead, "_load", load)
+    monkeypatch.setattr("os.cpu_count", lambda: 1)
+    with pytest.raises(KeyboardInterrupt):
+        stop_in_a_later_rehearsal()
+    assert len(loaded) == 1
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("sigma-kernels")]
+
+
+def test_the_first_error_is_raised(gpu, ahead, monkeypatch):
     def fail(*_):
         raise RuntimeError("ptxas: not a GPU")
 
     gpu.utils.load_binary = fail
-    ahead = KernelsAhead()
     with ahead.rehearsal():
         norm_both_ways()
     with pytest.raises(RuntimeError, match="not a GPU"):
         ahead.wait()
 
 
-def test_a_rehearsal_that_fails_compiles_nothing_and_launches_work_again(gpu):
-    ahead = KernelsAhead()
+def test_a_rehearsal_that_fails_compiles_nothing_and_launches_work_again(gpu, ahead):
 
     def rehearse() -> None:
         with ahead.rehearsal():
@@ -103,8 +130,7 @@ def test_a_rehearsal_that_fails_compiles_nothing_and_launches_work_again(gpu):
     assert len(gpu.launched) == 2
 
 
-def test_loading_counts_nothing(gpu):
-    ahead = KernelsAhead()
+def test_loading_counts_nothing(gpu, ahead):
     with ahead.rehearsal():
         norm_both_ways()
     ahead.wait()

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from sigma_kernels import counters
+from sigma_kernels.scan import triton_prefetch
 from sigma_kernels.scan.op import mamba3_scan
 from sigma_kernels.scan.reference import mamba3_scan_reference
 from tests.kernels.scan_cases import Shape, make_case, run
@@ -46,6 +47,36 @@ def test_scan_equals_the_reference_in_values_states_and_gradients(shape, with_st
         pytest.skip("the state adds nothing to this shape")
     assert_within_gates(*results(shape, with_state=with_state))
     assert counters.get("scan.backward") == 1
+
+
+@pytest.mark.parametrize("shape", [SHAPES[0], SHAPES[3], SHAPES[4]])
+def test_what_is_asked_of_the_cache_is_what_a_program_of_the_same_launch_reads(shape, monkeypatch):
+    load, init_args = interpreter.InterpreterBuilder.create_masked_load, interpreter.GridExecutor._init_args_hst
+    asked, read, launches = set(), set(), []
+
+    def close_launch():
+        assert asked <= read, "a kernel asks for what none of its programs reads"
+        launches.append(len(asked))
+        asked.clear()
+        read.clear()
+
+    def begin(self, args, kwargs):
+        close_launch()
+        return init_args(self, args, kwargs)
+
+    def noted_load(self, pointers, mask, *rest):
+        read.update(pointers.data[np.broadcast_to(mask.data, pointers.data.shape).astype(bool)].ravel().tolist())
+        return load(self, pointers, mask, *rest)
+
+    monkeypatch.setattr(interpreter.GridExecutor, "_init_args_hst", begin)
+    monkeypatch.setattr(interpreter.InterpreterBuilder, "create_masked_load", noted_load)
+    monkeypatch.setattr(
+        triton_prefetch, "_ask_for", lambda pointers: asked.update(pointers.handle.data.ravel().tolist())
+    )
+    monkeypatch.setattr(triton_prefetch, "PROGRAMS_AHEAD", shape.H)  # the next chunk, as many as there are
+    run(mamba3_scan, make_case(shape, torch.float32))
+    close_launch()
+    assert sum(map(bool, launches)) >= 5, "all kernels over chunks ask"
 
 
 @pytest.mark.parametrize("rank", [1, 2, 4])

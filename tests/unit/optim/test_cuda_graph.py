@@ -1,5 +1,6 @@
 """Which steps may become a CUDA graph; capturing itself needs a GPU (tests/gpu/test_graphed_step.py)."""
 
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
@@ -73,3 +74,42 @@ def test_the_reference_is_never_captured(batches: list[BlockBatch]) -> None:
         assert CudaGraphs().why_not_now(batches) == "the reference was asked for"
     finally:
         dispatch.set_backend("auto")
+
+
+class FakeStream:
+    """Writes what it is given into a common list."""
+
+    def __init__(self, name: str, written: list[str]) -> None:
+        self.name, self.written = name, written
+
+    def wait_stream(self, other: "FakeStream") -> None:
+        self.written.append(f"{self.name} waits for {other.name}")
+
+
+@pytest.mark.parametrize("fails", [None, "large", "small"])
+def test_branches_leave_the_stream_of_the_capture_and_come_back_whatever_they_raise(
+    monkeypatch: pytest.MonkeyPatch, fails: str | None
+) -> None:
+    written: list[str] = []
+
+    @contextmanager
+    def on_stream(stream: FakeStream) -> Any:
+        written.append(f"on {stream.name}")
+        yield
+
+    def branch(name: str) -> None:
+        if name == fails:
+            raise torch.OutOfMemoryError(name)
+
+    monkeypatch.setattr(torch.cuda, "stream", on_stream)
+    graphs = CudaGraphs()
+    graphs._streams = [FakeStream("main", written), FakeStream("other", written)]  # type: ignore[list-item]
+    branches = [lambda: branch("large"), lambda: branch("small")]
+    if fails is None:
+        graphs._beside(branches)
+    else:
+        with pytest.raises(torch.OutOfMemoryError, match=fails):
+            graphs._beside(branches)
+    assert written[0] == "other waits for main"
+    assert written[-1] == "main waits for other"
+    assert "on other" in written or fails == "large"

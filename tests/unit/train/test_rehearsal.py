@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from sigma.build import build_trainer, optimizers_of
+from sigma.build import build_trainer, make_kernels, optimizers_of
 from sigma.config.parse import parse
 from sigma.config.presets import resolve
 from sigma.train.feature import StepState
@@ -117,6 +117,37 @@ def test_training_after_a_rehearsal_has_the_bits_of_training_without_one(tmp_pat
     assert same_values(weights(rehearsed), weights(plain))
     for trainer in (plain, rehearsed):
         trainer.close()
+
+
+class Pool:
+    """In place of `KernelsAhead`: nothing is compiled."""
+
+    def __enter__(self) -> Pool:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    @contextmanager
+    def rehearsal(self) -> Iterator[None]:
+        yield
+
+    def wait(self) -> int:
+        return 38
+
+
+def test_the_peak_of_memory_that_a_run_reports_is_not_that_of_the_rehearsal(tmp_path, monkeypatch):
+    trainer = build(tmp_path)
+    config = replace(trainer.config, run=replace(trainer.config.run, device="cuda"))
+    done: list[str] = []
+    monkeypatch.setattr("sigma.build.why_not_ahead", lambda device: None)
+    monkeypatch.setattr("sigma.build.KernelsAhead", Pool)
+    monkeypatch.setattr("sigma.build.rehearse_model", lambda ctx, rows, length: done.append("model"))
+    monkeypatch.setattr("sigma.build.rehearse_optimizer", lambda ctx, twin: done.append("optimizer"))
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: done.append(f"reset {device}"))
+    stepper: Any = trainer.stepper
+    assert make_kernels(config, stepper.model, stepper.optimizers, stepper.context())["kernels_ahead"] == 38
+    assert done == ["model", "optimizer", "reset cuda"]
+    trainer.close()
 
 
 def test_few_parameters_stand_for_every_batch_of_matrices(tmp_path):
