@@ -9,9 +9,10 @@ for. Nobody lists kernels: what the step launches is what the rehearsal launches
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, Self
 
 import torch
@@ -26,6 +27,27 @@ def why_not_ahead(device: torch.device) -> str | None:
     return dispatch.why_reference(torch.empty(0, device=device))
 
 
+@contextmanager
+def _one_parser() -> Iterator[None]:
+    """One thread at a time parses: in Python 3.11 two may spoil each other's tree (SystemError, python/cpython#106905).
+
+    It costs no time, because parsing holds the interpreter anyway.
+    """
+    from triton.runtime.jit import JITCallable
+
+    lock, parse = threading.Lock(), JITCallable.parse
+
+    def parse_alone(self: JITCallable) -> Any:
+        with lock:
+            return parse(self)
+
+    JITCallable.parse = parse_alone
+    try:
+        yield
+    finally:
+        JITCallable.parse = parse
+
+
 class KernelsAhead:
     """Kernels that are being compiled and loaded for the current CUDA device.
 
@@ -36,12 +58,15 @@ class KernelsAhead:
         self._device = torch.cuda.current_device()
         self._pool = ThreadPoolExecutor(min(MOST_THREADS, os.cpu_count() or 1), "sigma-kernels")
         self._kernels: list[Future[None]] = []
+        self._open = ExitStack()
 
     def __enter__(self) -> Self:
+        self._open.enter_context(_one_parser())
+        self._open.callback(self._pool.shutdown, cancel_futures=True)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._pool.shutdown(cancel_futures=True)
+        self._open.close()
 
     @contextmanager
     def rehearsal(self) -> Iterator[None]:

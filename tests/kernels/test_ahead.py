@@ -1,6 +1,7 @@
 """Kernels are compiled side by side before they are launched, under the keys of the launch."""
 
 import threading
+import time
 
 import pytest
 import torch
@@ -50,6 +51,32 @@ def test_what_a_rehearsal_would_launch_is_loaded_and_then_launched_as_it_is(gpu,
     assert gpu.launched == ["_rms_norm_fwd_kernel", "_rms_norm_bwd_kernel"]
     assert len(gpu.loaded) == 2, "the step has loaded nothing more"
     assert entries(tmp_path) == 2, "the step has compiled nothing more"
+
+
+def test_no_two_threads_parse_at_once(gpu, monkeypatch):
+    from triton.runtime.jit import JITCallable
+
+    inside, met, begun = threading.Lock(), [], threading.Barrier(2)
+
+    def parse(function):
+        met.append(not inside.acquire(blocking=False))
+        time.sleep(0.05)
+        inside.release()
+
+    monkeypatch.setattr(JITCallable, "parse", parse)
+    with KernelsAhead():
+
+        def one() -> None:
+            begun.wait(30)
+            JITCallable.parse(None)
+
+        threads = [threading.Thread(target=one) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert met == [False, False]
+    assert JITCallable.parse is parse
 
 
 def test_a_kept_cache_holds_what_a_launch_itself_compiled(gpu, ahead, tmp_path):

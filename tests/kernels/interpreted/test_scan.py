@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 
+import numpy as np
 import pytest
 import torch
+from triton.runtime import interpreter
 
 from sigma_kernels import counters
 from sigma_kernels.scan import triton_prefetch
