@@ -239,3 +239,29 @@ def test_a_capture_that_fails_is_told_once_and_leaves_the_device_usable(monkeypa
         take(after, number)
     assert replayed() == before + 3, "another capture works"
     assert same(everything(after), everything(eager))
+
+
+def test_memory_that_runs_out_in_a_branch_of_a_capture_is_told_as_such_and_leaves_the_device_usable(monkeypatch):
+    eager, failing, told = on_gpu(graph=False, optimizer="normuon"), on_gpu(graph=True, optimizer="normuon"), []
+    failing.listen(lambda event, reason: told.append(reason))
+    plain, seen = NorMuon.__call__, []
+
+    def without_memory(self, batch, averaged_KMN, step):
+        if torch.cuda.is_current_stream_capturing():
+            seen.append(torch.cuda.current_stream())
+            if seen[-1] != seen[0]:
+                raise torch.OutOfMemoryError("no memory")
+        return plain(self, batch, averaged_KMN, step)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(NorMuon, "__call__", without_memory)
+        for number in range(1, 6):
+            take(eager, number)
+            take(failing, number)
+    assert told == ["capturing failed: no memory"]
+    assert same(everything(failing), everything(eager))
+    torch.cuda.empty_cache()  # the allocator is in no capture any more
+    after, before = on_gpu(graph=True, optimizer="normuon"), replayed()
+    for number in range(1, 6):
+        take(after, number)
+    assert replayed() == before + 3, "another capture works"
