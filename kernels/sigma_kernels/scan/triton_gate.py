@@ -10,7 +10,7 @@ import triton.language as tl
 
 from sigma_kernels.scan.kernel_math import sigmoid, sigmoid_for_16_bits
 from sigma_kernels.scan.prepare import NORM_EPS
-from sigma_kernels.scan.triton_prefetch import ask_for_rows
+from sigma_kernels.scan.triton_prefetch import SECTOR, ask_for_rows
 from sigma_kernels.scan.triton_ranks import (
     of_rows,
     rank_sums,
@@ -67,10 +67,12 @@ def dy_rows(dy_ptr, first, row, rank, head, inside, H, P: tl.constexpr, R: tl.co
 
 
 @triton.jit
-def ask_for_dy(dy_ptr, first, head, later, H, P: tl.constexpr, R: tl.constexpr):
+def ask_for_dy(
+    dy_ptr, first, head, row, H, P: tl.constexpr, R: tl.constexpr, BYTES: tl.constexpr = SECTOR
+):  # fmt: skip
     """`ask_for_rows` of `dy_rows`."""
     for r in tl.static_range(R):
-        ask_for_rows(dy_ptr + ((first * R + r) * H + head) * P, later, R * H * P, P)
+        ask_for_rows(dy_ptr + ((first * R + r) * H + head) * P, row, R * H * P, P, BYTES)
 
 
 @triton.jit

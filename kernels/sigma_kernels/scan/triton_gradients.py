@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 
 from sigma_kernels.scan.triton_gate import ask_for_dy, dy_rows, store_by_rank, store_gate_gradients
-from sigma_kernels.scan.triton_prefetch import ask_for_matrix, ask_for_rows, ask_for_state, later_rows
+from sigma_kernels.scan.triton_prefetch import LINE, ask_for_matrix, ask_for_rows, ask_for_state, later_rows
 from sigma_kernels.scan.triton_ranks import (
     by_step,
     over_ranks,
@@ -95,18 +95,15 @@ def value_gradient_kernel(
     phase_ptr += own * S
     x_ptr += batch * x_stride_b + start.to(tl.int64) * x_stride_t + head.to(tl.int64) * x_stride_h
 
-    later = later_rows(start, T, STEPS, AHEAD)
-    ask_for_state(start_ptr + border, chunk, N2, P, AHEAD)
-    ask_for_state(dend_ptr + border, chunk, N2, P, AHEAD)
-    ask_for_rows(x_ptr, later, x_stride_t, P)
-    ask_for_dy(dy_ptr, first, head, later, H, P, R)
-    ask_for_rows(phase_ptr, later, S, S)
-    ask_for_matrix(q_ptr, head, later, R * G * N)
-    ask_for_matrix(k_ptr, head, later, R * G * N)
+    own_rows = later_rows(start, T, STEPS, 0)
+    ask_for_state(start_ptr + border, chunk, N2, P, 0, LINE)
+    ask_for_state(dend_ptr + border, chunk, N2, P, 0, LINE)
+    ask_for_rows(x_ptr, own_rows, x_stride_t, P, LINE)
+    ask_for_dy(dy_ptr, first, head, own_rows, H, P, R, LINE)
     if dout_ptr is not None:
-        ask_for_rows(dout_ptr + (first * H + head) * P, later, H * P, P)
+        ask_for_rows(dout_ptr + (first * H + head) * P, own_rows, H * P, P, LINE)
         z_ptr += batch * z_stride_b + start.to(tl.int64) * z_stride_t + head.to(tl.int64) * z_stride_h
-        ask_for_rows(z_ptr, later, z_stride_t, P)
+        ask_for_rows(z_ptr, own_rows, z_stride_t, P, LINE)
     dots = tl.zeros((M, M), tl.float32)
     q_parts, k_parts = (), ()
     for part in tl.static_range(PARTS):
