@@ -19,7 +19,7 @@ CONSUMER_SHARED_MEMORY = 99 * 1024
 WARPGROUP_SPILLS = {
     "chunk_outer_backward_kernel": (0, 8),
     "scan_output_kernel": (0, 56),
-    "value_gradient_kernel": (32, 280),
+    "value_gradient_kernel": (48, 280),
     "matrix_gradient_kernel": (72, 0),
 }
 WARP_SPILLS = {"value_gradient_kernel": (72, 128)}
