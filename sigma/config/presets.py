@@ -43,7 +43,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "bootstrap_seed_batches": 64, "steps": 20000, "lr": 1e-3, "adam_lr": 6e-4,
     },
 }  # fmt: skip
-"""A value for every field whose default is None. Parameters: 10.8 M, 108 M, 497 M and 1.46 G."""
+"""A value for every field whose default is None. Parameters: 10.8 M, 108 M, 497 M and 1.46 G.
+
+What expansion, state and rank of the scan cost: docs/log.md, "Sizes of a layer"."""
 
 MEMORY_GB = (("large", 38.0), ("base", 15.0), ("small", 5.5), ("demo", 0.0))
 """Smallest device memory for which `auto` takes a preset; a little under the size printed on the card."""
