@@ -124,7 +124,6 @@ def store_gate_gradients(
     dz = dout * y * open_ * (1 + gate * (1 - open_))
     if expand_z_ptr is not None:
         store_by_rank(dexpand_z_ptr, partial, dz * z, rank, RANK, R, P, BLOCK_P, EXACT)
-    if expand_z_ptr is not None:
         dz *= rank_vectors(expand_z_ptr, rank, head, P, R, BLOCK_P)
     dz = rounded_over_ranks(dz, STEPS, RANK, BLOCK_P, z_ptr.dtype.element_ty)
     at = dz_ptr + (first * H + head) * P + (t * H)[:, None] * P + p[None, :]

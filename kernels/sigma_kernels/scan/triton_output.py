@@ -125,8 +125,8 @@ def norm_backward_kernel(
     """Recomputes Y and goes back through combination, gate and norm; same grid as the forward.
 
     Without a norm dY needs no Y, and nothing of this runs. Stores dY as rows [B, T, R, H, P], dz
-    [B, T, H, P], and one partial sum for each program (the first axis is batch * chunks): dnorm [., H, P], dexpand_z
-    and dcombine [., H, R, P].
+    [B, T, H, P], and one partial sum for each program (the first axis is batch * chunks): dexpand_z [., H, R, P], and
+    dcombine or dnorm as of `store_gate_gradients`.
     """
     head = tl.program_id(0)
     chunk = tl.program_id(1)
