@@ -1,8 +1,12 @@
 """Side-by-side benchmark of the optimizers: `--tier S` trains on the CPU, `--tier A` on a GPU, `--report` writes.
 
 What is registered here was fixed before the first run: contenders, grids, seeds, the rules for more runs. Every run is
-one row of optim_runs.jsonl, failures too. Started again, the program does what is missing; `--budget-s` stops it
-between two runs. The rules, in their order:
+one row of optim_runs.jsonl, failures too. Started again, the program does what is missing; `--budget-s` starts no run
+that would not end in time, `--stop-s` abandons what is under way. `--jobs N` carries out N runs at a time; their times
+mean nothing then, so `--time` takes them in short runs that have the device alone. It ends with 0 when nothing is
+missing, 1 when time ran out, 2 when a run was lost (its process died, or there was no memory beside the others).
+
+The rules, in their order:
 
 1. Grid: every contender at every rate and decay of its tier, seed 0.
 2. Edge: when a contender's best rate is at the edge of what it has tried, the next one (a factor of 2) is run with the
@@ -17,12 +21,12 @@ import argparse
 import json
 import math
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from optim_jobs import DONE, OUT_OF_TIME, Limits, Pool, one_by_one
 from optim_report import write_report
 
 LOG = Path(__file__).with_name("optim_runs.jsonl")
@@ -48,6 +52,8 @@ PLACEBOS: dict[str, tuple[str, str]] = {
 }
 """Name -> (whose best cell it takes, flags). Random shares: log s from N(0, SHARE_SPREAD^2), total kept."""
 SHARE_SPREAD = 0.3
+TIMING_STEPS, TIMING_WARM_UP = 120, 40
+"""80 steps are timed: whole intervals of all that measures now and then, each of which has passed twice before."""
 
 
 @dataclass(frozen=True)
@@ -127,8 +133,18 @@ def missing(tier: str, rows: Rows, only: str | None = None) -> Iterator[Run]:
         if (best := best_cell(tier, name, rows)) is not None and beyond_edge(tier, name, rows) is None:
             yield from (run for run in seeds_of(tier, name, best) if run not in rows)
     for name, (imitated, _) in PLACEBOS.items():
-        if only in (None, name) and (best := best_cell(tier, imitated, rows)) is not None:
+        if only not in (None, name) or beyond_edge(tier, imitated, rows) is not None:
+            continue  # the best cell may still move
+        if (best := best_cell(tier, imitated, rows)) is not None:
             yield from (run for run in seeds_of(tier, name, best) if run not in rows)
+
+
+def untimed(tier: str, rows: Rows, timings: Rows, only: str | None = None) -> Iterator[Run]:
+    """The best run so far of every contender and placebo without a timing run."""
+    timed = {run.contender for run in timings if run.tier == tier}
+    for name in [*CONTENDERS, *PLACEBOS]:
+        if name not in timed and only in (None, name) and (tried := first_seed(tier, name, rows)):
+            yield min(tried, key=lambda run: loss_of(rows[run]))
 
 
 def grid(tier: str, name: str) -> list[Run]:
@@ -146,8 +162,12 @@ def best_cell(tier: str, name: str, rows: Rows) -> Run | None:
     """The cell with the lowest validation loss on the first seed, once the grid is complete."""
     if any(run not in rows for run in grid(tier, name)):
         return None
-    own = [run for run in rows if (run.tier, run.contender, run.seed) == (tier, name, TIERS[tier].seeds[0])]
-    return min(own, key=lambda run: loss_of(rows[run]))
+    return min(first_seed(tier, name, rows), key=lambda run: loss_of(rows[run]))
+
+
+def first_seed(tier: str, name: str, rows: Rows) -> list[Run]:
+    """The runs of a contender on the first seed."""
+    return [run for run in rows if (run.tier, run.contender, run.seed) == (tier, name, TIERS[tier].seeds[0])]
 
 
 def beyond_edge(tier: str, name: str, rows: Rows) -> Run | None:
@@ -155,12 +175,11 @@ def beyond_edge(tier: str, name: str, rows: Rows) -> Run | None:
     best = best_cell(tier, name, rows)
     if best is None:
         return None
-    seed = TIERS[tier].seeds[0]
-    tried = {run.lr for run in rows if (run.tier, run.contender, run.seed) == (tier, name, seed)}
+    tried = {run.lr for run in first_seed(tier, name, rows)}
     if len(tried) >= len(TIERS[tier].rates) + EXTENSIONS or min(tried) < best.lr < max(tried):
         return None
     beyond = best.lr * 2 if best.lr == max(tried) else best.lr / 2
-    return Run(tier, name, beyond, best.decay, seed)
+    return Run(tier, name, beyond, best.decay, best.seed)
 
 
 def loss_of(row: dict[str, Any]) -> float:
@@ -168,42 +187,82 @@ def loss_of(row: dict[str, Any]) -> float:
     return row["val_loss"] if row["status"] == "ok" else math.inf
 
 
-def read_log(path: Path = LOG) -> Rows:
-    """Every run that has a row; the last one counts."""
+def read_log(path: Path = LOG, kind: str = "run") -> Rows:
+    """Every run that has a row of this kind ("run", "timing"); the last one counts."""
     lines = path.read_text("utf-8").splitlines() if path.exists() else []
-    return {Run(**row["run"]): row for row in map(json.loads, lines)}
+    return {Run(**row["run"]): row for row in map(json.loads, lines) if row.get("kind", "run") == kind}
+
+
+@dataclass(frozen=True)
+class Registered:
+    """The plan of a tier after the rules, over its log."""
+
+    tier: str
+    only: str | None
+    log: Path
+    jobs: int = 1
+
+    def missing(self) -> Iterator[Run]:
+        """What the rules ask for and the log does not have."""
+        return missing(self.tier, read_log(self.log), self.only)
+
+    def arguments(self, run: Run) -> dict[str, Any]:
+        """Of optim_run.execute."""
+        return {"flags": run.flags, "random_shares": SHARE_SPREAD * ("random" in run.contender)}
+
+    def record(self, run: Run, row: dict[str, Any]) -> None:
+        """Append the row of a run that `jobs` could be beside."""
+        row = {"run": asdict(run), "jobs": self.jobs, **row}
+        with self.log.open("a", encoding="utf-8") as log:
+            log.write(json.dumps(row) + "\n")
+        print(f"{run}: {row['status']} {row.get('val_loss')} in {row['seconds']:.0f} s", flush=True)
+
+
+class Timings(Registered):
+    """A short run of every best cell."""
+
+    def missing(self) -> Iterator[Run]:
+        """What has a row but no timing run."""
+        return untimed(self.tier, read_log(self.log), read_log(self.log, "timing"), self.only)
+
+    def arguments(self, run: Run) -> dict[str, Any]:
+        """Of optim_run.execute."""
+        given = super().arguments(run)
+        return given | {"flags": f"{given['flags']} --steps {TIMING_STEPS}", "warm_up": TIMING_WARM_UP}
+
+    def record(self, run: Run, row: dict[str, Any]) -> None:
+        """Append a row of its own kind."""
+        super().record(run, {"kind": "timing", **row})
 
 
 def main(arguments: list[str]) -> int:
-    """Returns 0 when nothing is missing any more, 1 when time ran out."""
+    """Returns 0 when nothing is missing any more, 1 when time ran out, 2 when a run was lost."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tier", choices=TIERS, default="S")
     parser.add_argument("--only", choices=[*CONTENDERS, *PLACEBOS], help="one contender")
-    parser.add_argument("--budget-s", type=float, default=math.inf, help="start no run after so many seconds")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each in a process of its own")
+    parser.add_argument("--budget-s", type=float, default=math.inf, help="start no run that would end after this")
+    parser.add_argument("--stop-s", type=float, default=math.inf, help="abandon what is under way after this")
     parser.add_argument("--log", type=Path, default=LOG)
+    parser.add_argument("--time", action="store_true", help="take the times of what has a row, one run after the other")
     parser.add_argument("--plan", action="store_true", help="print what is missing now and stop")
     parser.add_argument("--report", action="store_true", help="write docs/optimizers.md from the log and stop")
     chosen = parser.parse_args(arguments)
+    if chosen.jobs < 1 or (chosen.time and chosen.jobs > 1):
+        parser.error("--jobs is at least 1, and with --time 1: times are taken with the device alone")
     if chosen.report:
-        write_report(list(read_log(chosen.log).values()))
-        return 0
-    started, longest = time.monotonic(), 0.0
-    while (run := next(missing(chosen.tier, read_log(chosen.log), chosen.only), None)) is not None:
-        if chosen.plan:
-            for planned in missing(chosen.tier, read_log(chosen.log), chosen.only):
-                print(planned)
-            return 1
-        if time.monotonic() - started + longest > chosen.budget_s:
-            return 1
-        from optim_run import execute
-
-        before = time.monotonic()
-        row = {"run": asdict(run), **execute(run.flags, random_shares=SHARE_SPREAD * ("random" in run.contender))}
-        longest = max(longest, time.monotonic() - before)
-        with chosen.log.open("a", encoding="utf-8") as log:
-            log.write(json.dumps(row) + "\n")
-        print(f"{run}: {row['status']} {row.get('val_loss')} in {row['seconds']:.0f} s", flush=True)
-    return 0
+        write_report([*read_log(chosen.log).values(), *read_log(chosen.log, "timing").values()])
+        return DONE
+    plan = (Timings if chosen.time else Registered)(chosen.tier, chosen.only, chosen.log, chosen.jobs)
+    if chosen.plan:
+        planned = list(plan.missing())
+        print(*planned, sep="\n", end="\n" if planned else "")
+        return OUT_OF_TIME if planned else DONE
+    limits = Limits(chosen.budget_s, chosen.stop_s)
+    # Only another process can be stopped in the middle of a run.
+    if chosen.jobs == 1 and math.isinf(chosen.stop_s):
+        return one_by_one(plan, limits)
+    return Pool(plan, chosen.jobs, limits).carry_out()
 
 
 if __name__ == "__main__":

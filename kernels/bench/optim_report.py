@@ -48,15 +48,32 @@ def difference(losses: dict[int, float], base: dict[int, float]) -> str:
     return f"{mean(pairs):+.4f} ± {half:.4f}"
 
 
-def timing(rows: Iterable[Row], name: str) -> tuple[float, float, float]:
-    """Medians over the runs of a contender: milliseconds of a step, of its optimizer and features; state bytes."""
+def timing(rows: Iterable[Row], name: str) -> tuple[float, float] | None:
+    """Milliseconds of a step, and of its optimizer and features, of a contender; None when nothing was timed.
+
+    Medians over its timing runs; where there are none, over its runs that had the device alone.
+    """
     own = [row for row in rows if row["run"]["contender"] == name and row["status"] == "ok"]
-    columns = ([r["step_ms"] for r in own], [r["opt_step_ms"] + r["features_ms"] for r in own])
+    timed = [row for row in own if is_timing(row)] or [row for row in own if row.get("jobs", 1) == 1]
+    if not timed:
+        return None
+    columns = ([r["step_ms"] for r in timed], [r["opt_step_ms"] + r["features_ms"] for r in timed])
     middle = [sorted(column)[len(column) // 2] for column in columns]
-    return middle[0], middle[1], own[0]["state_bytes_per_parameter"]
+    return middle[0], middle[1]
 
 
-def table(rows: Sequence[Row]) -> list[str]:
+def is_timing(row: Row) -> bool:
+    """Whether a row is that of a short run that only its times are taken of."""
+    return row.get("kind") == "timing"
+
+
+def state_bytes(rows: Iterable[Row], name: str) -> float | None:
+    """Bytes of optimizer state a parameter; None when no run of the contender came that far."""
+    own = (row for row in rows if row["run"]["contender"] == name and row["status"] == "ok")
+    return next((row["state_bytes_per_parameter"] for row in own), None)
+
+
+def table(rows: Sequence[Row], timings: Sequence[Row] = ()) -> list[str]:
     """One line a contender, the best first."""
     best = finalists(rows)
     lines = [
@@ -65,12 +82,13 @@ def table(rows: Sequence[Row]) -> list[str]:
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name, (lr, decay, losses) in best.items():
-        step_ms, opt_ms, state = timing(rows, name)
+        times, state = timing([*rows, *timings], name), state_bytes(rows, name)
+        milliseconds = "- | -" if times is None else f"{times[0]:.0f} | {times[1]:.0f}"
         base = best[BASE][2] if BASE in best and name != BASE else {}
         spread = f" ± {stdev(losses.values()):.4f}" if len(losses) > 1 else ""
         lines.append(
             f"| {name} | {lr:g} | {decay:g} | {len(losses)} | {mean(losses.values()):.4f}{spread} |"
-            f" {difference(losses, base)} | {step_ms:.0f} | {opt_ms:.0f} | {state:.1f} |"
+            f" {difference(losses, base)} | {milliseconds} | {'-' if state is None else f'{state:.1f}'} |"
         )
     return lines
 
@@ -110,7 +128,7 @@ def picture(rows: Sequence[Row], title: str) -> str:
     return "\n".join([head, '<rect width="100%" height="100%" fill="white"/>', *parts, "</svg>"]) + "\n"
 
 
-def section(tier: str, rows: Sequence[Row]) -> str:
+def section(tier: str, rows: Sequence[Row], timings: Sequence[Row] = ()) -> str:
     """The text between the markers of a tier."""
     failed = [row for row in rows if row["status"] != "ok"]
     commits = ", ".join(dict.fromkeys(row["commit"] for row in rows))
@@ -118,24 +136,28 @@ def section(tier: str, rows: Sequence[Row]) -> str:
         f"{len(rows)} runs ({len(failed)} failed) on {rows[0]['device']}, torch {rows[0]['torch']}, commit {commits};"
         f" {rows[0]['steps']} steps, {rows[0]['tokens']:,} tokens, {rows[0]['parameters']:,} parameters."
     )
+    if timings:
+        timed = ", ".join(dict.fromkeys(row["commit"] for row in timings))
+        head += f" Times are of short runs that had the device alone, commit {timed}."
     image = f"![Validation loss at the end, tier {tier}](images/optimizers_{tier}.svg)"
-    return "\n".join([head, "", *table(rows), "", image, "", *grid_table(rows)])
+    return "\n".join([head, "", *table(rows, timings), "", image, "", *grid_table(rows)])
 
 
 def write_report(rows: Sequence[Row]) -> None:
-    """Replace the section of every tier that has rows, and draw its picture.
+    """Replace the section of every tier that has rows, and draw its picture. Of timing runs only the times are used.
 
     Raises:
         ValueError: the page lacks the markers of a tier.
     """
     page = PAGE.read_text("utf-8")
     for tier in dict.fromkeys(row["run"]["tier"] for row in rows):
-        own = [row for row in rows if row["run"]["tier"] == tier]
+        of_tier = [row for row in rows if row["run"]["tier"] == tier]
+        own, timings = [r for r in of_tier if not is_timing(r)], [r for r in of_tier if is_timing(r)]
         begin, end = f"<!-- tier {tier} -->\n", f"\n<!-- end of tier {tier} -->"
         if begin not in page or end not in page:
             raise ValueError(f"{PAGE.name} has no {begin.strip()} ... {end.strip()}")
         before, _, rest = page.partition(begin)
-        page = before + begin + section(tier, own) + end + rest.partition(end)[2]
+        page = before + begin + section(tier, own, timings) + end + rest.partition(end)[2]
         image = IMAGES / f"optimizers_{tier}.svg"
         image.write_text(picture(own, f"Tier {tier}: validation loss at the end (nats per token)"), "utf-8")
     PAGE.write_text(page, "utf-8")

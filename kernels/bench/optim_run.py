@@ -22,7 +22,7 @@ from sigma.train.feature import StepState
 from sigma.train.loop import Trainer
 
 WARM_UP = 10
-"""Steps that no time is taken of."""
+"""Steps that no time is taken of in a run of the plan."""
 _batches: dict[str, list[Any]] = {}
 
 
@@ -38,6 +38,9 @@ class RandomShares:
         drawn = self._spread * torch.randn(batch.count, generator=self._generator)
         self._shares[id(batch)] = (drawn - drawn.mean()).exp().to(batch.device)
 
+    def begin(self, found_inf: Tensor | None) -> None:
+        """Every step does the same."""
+
     def __call__(self, batch: BlockBatch, update: Update, step: Step) -> Tensor:
         """The shares."""
         return self._shares[id(batch)]
@@ -50,19 +53,19 @@ class RandomShares:
         return {}
 
 
-def execute(flags: str, random_shares: float = 0.0) -> dict[str, Any]:
-    """Train with `flags`; a row with `status`, losses, times and bytes. An error is a row too."""
+def execute(flags: str, random_shares: float = 0.0, warm_up: int = WARM_UP) -> dict[str, Any]:
+    """Train with `flags`; a row with `status`, losses, times after `warm_up` steps and bytes. An error is a row too."""
     started = time.perf_counter()
     row: dict[str, Any] = {"flags": " ".join(flags.split()), **machine()}
     try:
         with tempfile.TemporaryDirectory() as folder:
-            row |= _train(flags, Path(folder), random_shares)
+            row |= _train(flags, Path(folder), random_shares, warm_up)
     except (RuntimeError, ValueError) as error:
         row |= {"status": f"{type(error).__name__}: {error}"[:300]}
     return row | {"seconds": time.perf_counter() - started}
 
 
-def _train(flags: str, folder: Path, random_shares: float) -> dict[str, Any]:
+def _train(flags: str, folder: Path, random_shares: float, warm_up: int) -> dict[str, Any]:
     memory_gb = torch.cuda.get_device_properties(0).total_memory / 1e9 if torch.cuda.is_available() else None
     config = resolve(parse([*flags.split(), "--output-dir", str(folder)]).config, memory_gb)
     trainer = build_trainer(config)
@@ -71,7 +74,7 @@ def _train(flags: str, folder: Path, random_shares: float) -> dict[str, Any]:
         if random_shares and matrix is not None:
             matrix.allocation = RandomShares(random_shares, config.run.seed)
         batches = _first_batches(trainer)
-        losses, phases = _steps(trainer, batches)
+        losses, phases = _steps(trainer, batches, warm_up)
         val = trainer.evaluator.evaluate()
     finally:
         trainer.close()
@@ -95,20 +98,20 @@ def _train(flags: str, folder: Path, random_shares: float) -> dict[str, Any]:
 
 
 def _first_batches(trainer: Trainer) -> list[Any]:
-    """The batches of the whole run, made once for all runs of one seed."""
+    """The batches of the whole run, made once for all runs of one seed and length."""
     config = trainer.config
-    key = f"{config.run.seed} {config.data}"
+    key = f"{config.run.seed} {trainer.steps} {config.data}"
     if key not in _batches:
         _batches.clear()
         _batches[key] = [trainer.data.next_batch() for _ in range(trainer.steps)]
     return _batches[key]
 
 
-def _steps(trainer: Trainer, batches: list[Any]) -> tuple[list[float], dict[str, float]]:
+def _steps(trainer: Trainer, batches: list[Any], warm_up: int) -> tuple[list[float], dict[str, float]]:
     losses: list[Tensor] = []
     s = StepState(0, None)
     for number, batch in enumerate(batches, start=1):
-        if number == WARM_UP + 1:
+        if number == warm_up + 1:
             trainer.clock.read()
         s = StepState(number, batch)
         with trainer.clock("features"):
@@ -117,7 +120,7 @@ def _steps(trainer: Trainer, batches: list[Any]) -> tuple[list[float], dict[str,
         with trainer.clock("features"):
             trainer.features.run("after_step", s)
     phases = trainer.clock.read()
-    timed = len(batches) - WARM_UP
+    timed = len(batches) - warm_up
     measured = {f"{name}_ms": 1e3 * phases[name] / timed for name in ("opt_step", "features")}
     measured["step_ms"] = 1e3 * sum(phases.values()) / timed
     if torch.cuda.is_available():

@@ -113,3 +113,45 @@ def test_the_report_holds_every_contender_and_a_picture(
 def test_a_paired_difference_has_students_interval(bench: SimpleNamespace) -> None:
     found = bench.optim_report.difference({0: 1.0, 1: 2.0, 2: 3.0}, {0: 0.0, 1: 1.5, 2: 2.25})
     assert found == "+0.7500 ± 0.6211"  # sd 0.25, t 4.303 for two degrees of freedom
+
+
+def test_times_come_from_timing_runs_and_never_from_runs_beside_others(bench: SimpleNamespace) -> None:
+    run = bench.optim.Run("S", "muon", 0.01, 0.1, 0)
+    timing, old = bench.optim_report.timing, row_of(run)
+    beside = row_of(run, jobs=8, step_ms=99.0)
+    short = row_of(run, jobs=1, kind="timing", step_ms=7.0, opt_step_ms=2.0)
+    assert timing([beside, old], "muon") == (10.0, 1.5), "a row without `jobs` was alone"
+    assert timing([beside, old, row_of(run, jobs=1), short], "muon") == (7.0, 2.5)
+    assert timing([beside], "muon") is None
+    assert timing([beside, {**short, "status": "RuntimeError: x"}], "muon") is None
+    line = bench.optim_report.table([beside])[2]
+    assert line.endswith("| - | - | 4.0 |")
+    assert bench.optim_report.table([beside], [short])[2].endswith("| 7 | 2 | 4.0 |")
+
+
+def test_a_timing_run_is_no_result(bench: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, page = bench.optim.Run("S", "normuon", 0.01, 0.1, 0), tmp_path / "optimizers.md"
+    page.write_text("<!-- tier S -->\n\n<!-- end of tier S -->")
+    monkeypatch.setattr(bench.optim_report, "PAGE", page)
+    monkeypatch.setattr(bench.optim_report, "IMAGES", tmp_path)
+    log = tmp_path / "runs.jsonl"
+    rows = [row_of(run, val_loss=2.5, jobs=4), row_of(run, val_loss=9.0, kind="timing", commit="fed", steps=120)]
+    log.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert bench.optim.main(["--report", "--log", str(log)]) == 0
+    text = page.read_text()
+    assert "1 runs (0 failed)" in text
+    assert "alone, commit fed." in text
+    assert "| normuon | 0.01 | 0.1 | 1 | 2.5000 | - | 10 | 2 | 4.0 |" in text
+
+
+def test_the_page_is_what_the_log_says(bench: SimpleNamespace) -> None:
+    rows = [row for run, row in bench.optim.read_log().items() if run.tier == "S"]
+    assert bench.optim_report.section("S", rows) in bench.optim_report.PAGE.read_text()
+
+
+def test_a_placebo_trains_and_a_shorter_run_has_batches_of_its_own(bench: SimpleNamespace) -> None:
+    execute = importlib.import_module("optim_run").execute
+    flags = bench.optim.Run("S", "normuon-random-shares", 0.01, 0.1, 0).flags + " --val-max-tokens 1024"
+    for steps in (3, 2):
+        row = execute(f"{flags} --steps {steps}", random_shares=0.3, warm_up=1)
+        assert (row["status"], row["steps"]) == ("ok", steps)
