@@ -22,6 +22,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import torch
 from record import require_cuda
 
 OP, PROVIDER, DIRECTION = "scan", "^mamba3-official$", "^forward\\+backward$"
@@ -75,12 +76,14 @@ def report(**row: Any) -> None:
 
 def compile_share(share: Share, shape: str) -> None:
     """Call every chosen case once, with the autotuner's place taken by the share."""
-    import torch
     from registry import load
     from run import choose
     from triton.runtime.autotuner import Autotuner
 
-    Autotuner.run = lambda tuner, *args, **kwargs: share.run(tuner, *args, **kwargs)
+    def run(self: Autotuner, *args: Any, **kwargs: Any) -> Any:
+        return share.run(self, *args, **kwargs)
+
+    Autotuner.run = run
     chosen = Namespace(shape=shape, provider=PROVIDER, direction=DIRECTION)
     cases = list(chain.from_iterable(choose(load()[OP](), chosen)))
     if not cases:

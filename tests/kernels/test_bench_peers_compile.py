@@ -24,7 +24,7 @@ def peers_compile(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 class Kernel:
-    """A jitted function that says what it was asked for; `broken` do not compile and `wide` do not fit when launched."""
+    """A jitted function that notes what it was asked for; `broken` do not compile, `wide` can not be launched."""
 
     def __init__(self, broken: set[int], wide: set[int]) -> None:
         self.broken, self.wide = broken, wide
@@ -99,6 +99,33 @@ def test_a_share_without_a_configuration_still_launches_one(peers_compile: Any) 
     tuner = tuner_of(3)
     assert run(peers_compile.Share(5, 14), tuner) == "tile 0"
     assert tuner.fn.launched == [0]
+
+
+def test_the_autotuner_is_replaced_for_the_chosen_case_alone(
+    peers_compile: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from triton.runtime.autotuner import Autotuner
+
+    registry, tuner = importlib.import_module("registry"), tuner_of(3)
+
+    def case(shape: str, provider: str, direction: str) -> Any:
+        called = provider == "mamba3-official" and direction == "forward+backward" and shape == "B8 T4096 H32"
+        function = (lambda: tuner.run("x", grid=(1,), warmup=False)) if called else (lambda: 1 // 0)
+        return registry.Case(shape, "bfloat16", provider, direction, 1, function)
+
+    group = [
+        case(shape, provider, direction)
+        for shape in ("B8 T4096 H32", "B8 T2048 H64")
+        for provider in ("sigma", "mamba3-official")
+        for direction in ("forward", "forward+backward")
+    ]
+    monkeypatch.setattr(registry, "load", lambda: {"scan": lambda: iter([group])})
+    monkeypatch.setattr(Autotuner, "run", Autotuner.run)
+    monkeypatch.setattr(peers_compile.torch.cuda, "synchronize", lambda: None)
+    peers_compile.compile_share(peers_compile.Share(1, 2), "T4096")
+    assert tuner.fn.compiled == [1, 1]
+    with pytest.raises(SystemExit, match="no case of scan matches T8"):
+        peers_compile.compile_share(peers_compile.Share(1, 2), "T8")
 
 
 def test_a_kernel_that_can_not_be_launched_at_all_ends_the_share(peers_compile: Any) -> None:
