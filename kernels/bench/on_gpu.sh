@@ -4,13 +4,15 @@
 #     BENCH_ARGS='--shape T4096 --provider sigma' bash kernels/bench/on_gpu.sh bench-scan
 #     ACCURACY_ARGS='--provider sigma' bash kernels/bench/on_gpu.sh accuracy
 #     TUNE_ARGS='--only siso --minutes 5' bash kernels/bench/on_gpu.sh tune
+#     PEERS_ARGS='--shape B8.T4096.H32.P64.N128.R1 --jobs 14' bash kernels/bench/on_gpu.sh peers bench-scan
 #     bash kernels/bench/on_gpu.sh executable    (alone: it takes ten minutes, and needs .wheels/, see packaging/trial.py)
 # Wheels in .whl/ and .peers/ are unpacked beside what python3 has; .peers/ also holds the libraries to compare with
-# (peers.py). What others' kernels tuned is kept: autotune.tar.gz in .peers/ is read, and written with OUT set.
+# (peers.py). What others' kernels tuned is kept: autotune.tar.gz in .peers/ is read, and written with OUT set;
+# TRITON_CACHE_AUTOTUNING=0 tunes them anew, from what is compiled already.
 # With OUT set, the result files are copied there, whatever failed.
 set -u
 cd "$(dirname "$0")/../.." || exit 1
-export PYTHONPATH=.:kernels:app PYTHONUNBUFFERED=1 TRITON_CACHE_AUTOTUNING=1
+export PYTHONPATH=.:kernels:app PYTHONUNBUFFERED=1 TRITON_CACHE_AUTOTUNING="${TRITON_CACHE_AUTOTUNING:-1}"
 export TRITON_CACHE_DIR="${TRITON_CACHE_DIR:-$PWD/build/triton}"
 
 wheels=()
@@ -38,8 +40,9 @@ for set in "$@"; do
     bench-*) python3 kernels/bench/run.py --op "${set#bench-}" ${BENCH_ARGS:-} ;;
     accuracy) python3 kernels/bench/scan_accuracy.py ${ACCURACY_ARGS:-} ;;
     tune) python3 kernels/bench/tune.py --table "${OUT:-.}/tuned.json" ${TUNE_ARGS:-} ;;
+    peers) python3 kernels/bench/peers_compile.py ${PEERS_ARGS:-} ;;
     executable) python3 packaging/trial.py ;;
-    *) echo "unknown set $set; known: tests, bench-<op>, accuracy, tune, executable" >&2 && false ;;
+    *) echo "unknown set $set; known: tests, bench-<op>, accuracy, tune, peers, executable" >&2 && false ;;
     esac || failed=1
 done
 
