@@ -20,7 +20,7 @@ WARPGROUP_SPILLS = {
     "chunk_outer_backward_kernel": (0, 8),
     "scan_output_kernel": (0, 56),
     "value_gradient_kernel": (48, 280),
-    "matrix_gradient_kernel": (72, 0),
+    "matrix_gradient_kernel": (88, 0),
 }
 WARP_SPILLS = {"value_gradient_kernel": (72, 128)}
 # What a launch passes in 16 bits; the rest is fp32, the phases int16, their totals and the sequences int32.

@@ -100,6 +100,10 @@ def value_gradient_kernel(
     ask_for_state(dend_ptr + border, chunk, N2, P, 0, LINE)
     ask_for_rows(x_ptr, own_rows, x_stride_t, P, LINE)
     ask_for_dy(dy_ptr, first, head, own_rows, H, P, R, LINE)
+    later = later_rows(start, T, STEPS, AHEAD)
+    ask_for_rows(phase_ptr, later, S, S)
+    ask_for_matrix(q_ptr, head, later, R * G * N)
+    ask_for_matrix(k_ptr, head, later, R * G * N)
     if dout_ptr is not None:
         ask_for_rows(dout_ptr + (first * H + head) * P, own_rows, H * P, P, LINE)
         z_ptr += batch * z_stride_b + start.to(tl.int64) * z_stride_t + head.to(tl.int64) * z_stride_h
@@ -207,6 +211,8 @@ def matrix_gradient_kernel(
     ask_for_matrix(q_ptr, head, later, R * G * N)
     ask_for_matrix(k_ptr, head, later, R * G * N)
     for part in tl.static_range(PARTS):
+        state = state_tile(start_ptr + border, part * HALF, N2, P, HALF, BLOCK_P)
+        dstate = state_tile(dend_ptr + border, part * HALF, N2, P, HALF, BLOCK_P)
         q, k = turned_both(
             q_ptr, k_ptr, q_bias_ptr, k_bias_ptr, phase_ptr + own * S, row, rank, group, head, inside, part * HALF,
             dtype, S, N, G, R, M, HALF,
@@ -214,14 +220,12 @@ def matrix_gradient_kernel(
         if part == 0:  # behind the loads of q and k, which are long on their way
             _, weight = row_weights(g, scale, gamma, g_ptr + own, scale_ptr + own, start, sequence_ptr, T, STEPS, RANK)
             w = (tl.dot(dy, tl.trans(x), input_precision=PRECISION) * weight).to(dtype)
-        state = state_tile(start_ptr + border, part * HALF, N2, P, HALF, BLOCK_P)
         dq = tl.dot(dy, tl.trans(state), input_precision=PRECISION)
         dq *= entering_weight(g, step, sequence_ptr, start, T)[:, None]
         dq = tl.dot(w, k, dq, input_precision=PRECISION)
         _store_rows(dq_ptr + first * (R * H * N2), dq, row, rank, head, inside, part * HALF, H, N2, R, HALF)
         if part * HALF < S:
             dphase = _turning(q, dq, M, HALF)
-        dstate = state_tile(dend_ptr + border, part * HALF, N2, P, HALF, BLOCK_P)
         dk = tl.dot(x, tl.trans(dstate), input_precision=PRECISION)
         leave = leaving_weight(g, tl.load(g_ptr + own + end - start), step, sequence_ptr, end, T)
         dk *= (leave * scale)[:, None]

@@ -63,12 +63,12 @@ def raw_output(
     dots = tl.zeros((M, M), tl.float32)
     y = tl.zeros((M, BLOCK_P), tl.float32)
     for part in tl.static_range(PARTS):
+        state = state_tile(start_ptr, part * HALF, N2, P, HALF, BLOCK_P)
         q, k = turned_both(
             q_ptr, k_ptr, q_bias_ptr, k_bias_ptr, phase_ptr + own * S, row, rank, group, head, inside, part * HALF,
             dtype, S, N, G, R, M, HALF,
         )  # fmt: skip
         dots = tl.dot(q, tl.trans(k), dots, input_precision=PRECISION)
-        state = state_tile(start_ptr, part * HALF, N2, P, HALF, BLOCK_P)
         y = tl.dot(q, state, y, input_precision=PRECISION)
     y *= entering_weight(g, step, sequence_ptr, start, T)[:, None]
 
