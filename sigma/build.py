@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn import Parameter
 
 from sigma.config.parse import Parsed
 from sigma.config.resolved import write_resolved
@@ -38,18 +39,20 @@ from sigma.train.checkpoint import CheckpointStore
 from sigma.train.clock import PhaseClock, make_clock
 from sigma.train.compatibility import identity_of
 from sigma.train.evaluate import EvaluationSettings, Evaluator
-from sigma.train.feature import Feature, FeatureSet
+from sigma.train.feature import Context, Feature, FeatureSet
 from sigma.train.flops import active_parameters, train_flops_per_token
 from sigma.train.hardware import device_name, peak_flops
 from sigma.train.loop import Trainer
 from sigma.train.manifest import write_manifest
 from sigma.train.metrics import IntervalMeter, Listener, MetricsLog, SpeedMeter
 from sigma.train.progress import Progress
+from sigma.train.rehearsal import few_of_each, rehearse_model, rehearse_optimizer
 from sigma.train.sample import Sampler
 from sigma.train.saver import Saver
 from sigma.train.state import StateRegistry, read_rng, write_rng
 from sigma.train.step import Stepper, StepSettings
 from sigma_kernels import counters, pipelining
+from sigma_kernels.ahead import KernelsAhead, why_not_ahead
 
 FEATURE_NAMES = ("instant", "diff_mla", "c3o_credit")
 TOKENIZER_NAME = "tokenizer.json"
@@ -91,14 +94,16 @@ def _build(
     data = stream_of(config, tokenizer)
     log, clock, progress = MetricsLog(run_dir, listeners), make_clock(device), Progress()
     data.listen(lambda event, **details: log.event(event, progress.step, **details), lambda: stop.requested)
-    # right behind the clock: the phases of the first row are to add up to its wall time too
-    speed = SpeedMeter(train_flops_per_token(model, config.data.seq_len or 1), peak_flops(device))
     features = FeatureSet(features_of(config, optimizers), FEATURE_NAMES)
     stepper = build_stepper(config, model, optimizers, clock, features, log)
     features.setup(stepper.context())
+    kernels = make_kernels(config, model, optimizers, stepper.context())
     meter = IntervalMeter(device)
     optimizers.listen(lambda event, **details: log.event(event, progress.step, **details))
     registry = registry_of(model, optimizers, data, features, stepper, meter, progress)
+    clock.read()
+    # right behind: the phases of the first row are to add up to its wall time too
+    speed = SpeedMeter(train_flops_per_token(model, config.data.seq_len or 1), peak_flops(device))
     trainer = Trainer(
         config=config,
         run_dir=run_dir,
@@ -116,7 +121,7 @@ def _build(
         stop=stop,
         lock=lock,
         progress=progress,
-        startup=startup_row(config, model, optimizers, tokenizer),
+        startup=startup_row(config, model, optimizers, tokenizer) | kernels,
         on_start=lambda step: write_records(config, origins, tokenizer, step),
     )
     trainer.startup["startup_init_s"] = time.perf_counter() - began
@@ -141,9 +146,11 @@ def build_model(config: RunConfig, vocabulary: int) -> SigmaForCausalLM:
     return SigmaForCausalLM(sigma_config_from(config, vocabulary)).train()
 
 
-def optimizers_of(config: RunConfig, model: SigmaForCausalLM) -> OptimizerSet:
-    """What moves the weights of the model."""
-    parameters, roles = dict(model.named_parameters()), model.parameter_roles()
+def optimizers_of(
+    config: RunConfig, model: SigmaForCausalLM, parameters: Mapping[str, Parameter] | None = None
+) -> OptimizerSet:
+    """What moves the weights of the model, or these of them."""
+    parameters, roles = parameters or dict(model.named_parameters()), model.parameter_roles()
     return build_optimizers(parameters, roles, config.train, config.optim, config.curvature, config.c3o)
 
 
@@ -217,6 +224,31 @@ def build_stepper(
         on_event=log.event,
         forward=torch.compile(model) if compiles(config) else model,
     )
+
+
+def make_kernels(
+    config: RunConfig, model: SigmaForCausalLM, optimizers: OptimizerSet, ctx: Context
+) -> dict[str, float]:
+    """Compile what the first step launches, or load it where that was done before; returns columns of the startup row.
+
+    The longer part, the model's, is compiled while the optimizer's is rehearsed. Off a GPU there is nothing to do.
+    """
+    rows, length, began = config.data.micro_batch_size, config.data.seq_len, time.perf_counter()
+    device = torch.device(config.run.device)
+    assert rows is not None
+    assert length is not None
+    if why_not_ahead(device) is not None:
+        return {}
+    with KernelsAhead() as kernels:
+        with kernels.rehearsal():
+            rehearse_model(ctx, rows, length)
+        if few := few_of_each(optimizers):
+            with kernels.rehearsal():
+                rehearse_optimizer(ctx, optimizers_of(config, model, few))
+        ready = kernels.wait()
+    if device.type == "cuda":  # a run that goes on with a smaller micro-batch would report the rehearsal's as its own
+        torch.cuda.reset_peak_memory_stats(device)
+    return {"kernels_ahead": ready, "startup_kernels_s": time.perf_counter() - began}
 
 
 def compiles(config: RunConfig) -> bool:

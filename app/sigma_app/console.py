@@ -90,6 +90,8 @@ def startup_lines(row: Row, steps: int) -> list[str]:
         f"batch       {row['batch_size']} rows of {row['seq_len']} tokens, {row['micro_batch_size']} at a time",
         *row["routing"],
     ]
+    if "kernels_ahead" in row:
+        lines.append(f"kernels     {row['kernels_ahead']} of the first step ready in {row['startup_kernels_s']:.1f} s")
     if resumed and resumed >= steps:
         return [*lines, f"all {steps} steps are done; the final validation is left"]
     return [

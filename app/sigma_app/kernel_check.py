@@ -55,12 +55,18 @@ def check_pipelines(device: torch.device, sizes: Mapping[str, int]) -> str:
     import torch
 
     from sigma_kernels import pipelining
+    from sigma_kernels.ahead import KernelsAhead, why_not_ahead
     from sigma_kernels.orthogonalise.pipelined import pipelined_loop
     from sigma_kernels.scan.pipelined import pipelined_loops
 
     begin = time.perf_counter()
     ops = {"scan": lambda: pipelined_loops(device, **sizes), "orthogonalise": lambda: pipelined_loop(device)}
     try:
+        if why_not_ahead(device) is None:
+            with KernelsAhead() as kernels:
+                with kernels.rehearsal():
+                    pipelining.both_ways(ops)
+                kernels.wait()
         differing = pipelining.check(ops)
         torch.cuda.synchronize()
     except Exception as error:  # as in `check_kernel`

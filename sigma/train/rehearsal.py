@@ -1,0 +1,76 @@
+"""A step that launches what a real one does and leaves nothing behind; for `sigma_kernels.ahead`.
+
+The kernels' outputs may be uninitialised: every number in here is of no consequence.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from sigma.model.bitlinear import new_weight_epoch
+from sigma.optim.build import OptimizerSet
+from sigma.train.feature import Context
+from sigma.train.step import is_out_of_memory
+
+FEW = 2
+"""Parameters of a batch of matrices that stand for all: a batch of one has other strides."""
+
+
+@dataclass(frozen=True)
+class BlankBatch:
+    """Rows of one document each that is one token over and over."""
+
+    input_ids_BT: Tensor
+    labels_BT: Tensor
+    segments_BT: Tensor
+
+
+def blank_batch(rows: int, length: int) -> BlankBatch:
+    """Zeros, on the host as every batch."""
+    ids = torch.zeros(rows, length, dtype=torch.int64)
+    return BlankBatch(ids, ids.clone(), torch.zeros(rows, length, dtype=torch.int32))
+
+
+def rehearse_model(ctx: Context, rows: int, length: int) -> None:
+    """Forward and backward of a micro-batch through one layer of each kind. Where memory runs out it ends early.
+
+    The real step then runs out of memory too, and halves its micro-batch.
+    """
+    weights = [p for p in ctx.model.parameters() if p.requires_grad]
+    try:
+        with ctx.undone(), ctx.model.one_layer_of_each_kind():
+            loss = ctx.loss(blank_batch(rows, length), slice(0, rows))
+            torch.autograd.grad(loss, weights, allow_unused=True)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+    finally:
+        new_weight_epoch(ctx.model)
+
+
+def few_of_each(optimizers: OptimizerSet) -> dict[str, Parameter]:
+    """Of each batch of the matrix optimizer the parameters of the first two parts; empty where there is none."""
+    batches = [] if optimizers.matrix is None else optimizers.matrix.batches
+    return {part.name: part.parameter for batch in batches for part in batch.parts[:FEW]}
+
+
+def rehearse_optimizer(ctx: Context, twin: OptimizerSet) -> None:
+    """The first step of a matrix optimizer that is thrown away after it, over `few_of_each` of the real one.
+
+    The weights stay: the step is one that `found_inf` skips. They also stand in for their gradients.
+    """
+    if twin.matrix is None:
+        return
+    device = next(iter(twin.parameters.values())).device
+    twin.matrix.found_inf, twin.matrix.clip = torch.ones(2, device=device)
+    with ctx.undone():
+        for parameter in twin.parameters.values():
+            parameter.grad = parameter.detach()
+        try:
+            twin.matrix.step()
+        finally:
+            twin.zero_grad()
