@@ -39,20 +39,20 @@ from sigma.train.checkpoint import CheckpointStore
 from sigma.train.clock import PhaseClock, make_clock
 from sigma.train.compatibility import identity_of
 from sigma.train.evaluate import EvaluationSettings, Evaluator
-from sigma.train.feature import Context, Feature, FeatureSet
+from sigma.train.feature import Feature, FeatureSet
 from sigma.train.flops import active_parameters, train_flops_per_token
 from sigma.train.hardware import device_name, peak_flops
+from sigma.train.kernel_stamp import stamp_of
 from sigma.train.loop import Trainer
 from sigma.train.manifest import write_manifest
 from sigma.train.metrics import IntervalMeter, Listener, MetricsLog, SpeedMeter
 from sigma.train.progress import Progress
-from sigma.train.rehearsal import few_of_each, rehearse_model, rehearse_optimizer
+from sigma.train.rehearsal import make_kernels
 from sigma.train.sample import Sampler
 from sigma.train.saver import Saver
 from sigma.train.state import StateRegistry, read_rng, write_rng
 from sigma.train.step import Stepper, StepSettings
 from sigma_kernels import counters, pipelining
-from sigma_kernels.ahead import KernelsAhead, why_not_ahead
 
 FEATURE_NAMES = ("instant", "diff_mla", "c3o_credit")
 TOKENIZER_NAME = "tokenizer.json"
@@ -97,7 +97,8 @@ def _build(
     features = FeatureSet(features_of(config, optimizers), FEATURE_NAMES)
     stepper = build_stepper(config, model, optimizers, clock, features, log)
     features.setup(stepper.context())
-    kernels = make_kernels(config, model, optimizers, stepper.context())
+    stamp = stamp_of(config, tokenizer.vocab_size)
+    kernels = make_kernels(stamp, stepper, lambda few: optimizers_of(config, model, few), config.data.seq_len or 1)
     meter = IntervalMeter(device)
     optimizers.listen(lambda event, **details: log.event(event, progress.step, **details))
     registry = registry_of(model, optimizers, data, features, stepper, meter, progress)
@@ -123,6 +124,7 @@ def _build(
         progress=progress,
         startup=startup_row(config, model, optimizers, tokenizer) | kernels,
         on_start=lambda step: write_records(config, origins, tokenizer, step),
+        stamp=stamp,
     )
     trainer.startup["startup_init_s"] = time.perf_counter() - began
     return trainer
@@ -224,31 +226,6 @@ def build_stepper(
         on_event=log.event,
         forward=torch.compile(model) if compiles(config) else model,
     )
-
-
-def make_kernels(
-    config: RunConfig, model: SigmaForCausalLM, optimizers: OptimizerSet, ctx: Context
-) -> dict[str, float]:
-    """Compile what the first step launches, or load it where that was done before; returns columns of the startup row.
-
-    The longer part, the model's, is compiled while the optimizer's is rehearsed. Off a GPU there is nothing to do.
-    """
-    rows, length, began = config.data.micro_batch_size, config.data.seq_len, time.perf_counter()
-    device = torch.device(config.run.device)
-    assert rows is not None
-    assert length is not None
-    if why_not_ahead(device) is not None:
-        return {}
-    with KernelsAhead() as kernels:
-        with kernels.rehearsal():
-            rehearse_model(ctx, rows, length)
-        if few := few_of_each(optimizers):
-            with kernels.rehearsal():
-                rehearse_optimizer(ctx, optimizers_of(config, model, few))
-        ready = kernels.wait()
-    if device.type == "cuda":  # a run that goes on with a smaller micro-batch would report the rehearsal's as its own
-        torch.cuda.reset_peak_memory_stats(device)
-    return {"kernels_ahead": ready, "startup_kernels_s": time.perf_counter() - began}
 
 
 def compiles(config: RunConfig) -> bool:

@@ -3,8 +3,8 @@
     PYTHONPATH=.:kernels:app python kernels/bench/first_step.py [--preset small ...]
 
 Each preset is trained for a few steps in two processes: the first has empty caches and compiles all that a training
-step needs, the second finds it there. What starting costs is the time of the kernels that are compiled or loaded ahead
-of the first step, and what that step takes beyond a later one. The longest kernel is that of one profiled step; Windows
+step needs, the second finds it there. What starting costs is the time of the kernels that are compiled ahead of the
+first step, and what that step takes beyond a later one. The longest kernel is that of one profiled step; Windows
 resets a GPU whose kernel takes two seconds.
 """
 
@@ -47,6 +47,8 @@ def measure(flags: str) -> dict[str, Any]:
         trainer = build_trainer(config)
         try:
             steps_s = [round(seconds(partial(_step, trainer, number)), 3) for number in range(1, STEPS)]
+            if trainer.stamp is not None:
+                trainer.stamp.leave()
             with profile(activities=[ProfilerActivity.CUDA]) as profiled:
                 _step(trainer, STEPS)
         finally:
@@ -87,7 +89,7 @@ def report(preset: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         caches = {name: str(Path(folder, name)) for name in CACHES}
         empty, kept = (in_a_process(flags, caches) for _ in range(2))
-    found = {"preset": preset, **{name: kept[name] for name in kept if name not in TIMES}}
+    found = {"preset": preset, **{name: kept[name] for name in kept if name not in TIMES}, "kernels": empty["kernels"]}
     for name, one in (("empty_cache", empty), ("kept_cache", kept)):
         found[f"{name}_kernels_s"] = one["kernels_s"]
         found[f"{name}_start_s"] = round(one["kernels_s"] + one["steps_s"][0] - min(one["steps_s"][1:]), 2)

@@ -13,11 +13,12 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any, Self
 
 import torch
 
-from sigma_kernels import dispatch
+from sigma_kernels import dispatch, pipelining, tuned
 
 MOST_THREADS = 8
 
@@ -25,6 +26,29 @@ MOST_THREADS = 8
 def why_not_ahead(device: torch.device) -> str | None:
     """The reason why nothing is compiled for `device`, or None."""
     return dispatch.why_reference(torch.empty(0, device=device))
+
+
+def cache_folder() -> Path:
+    """Where Triton keeps what it has compiled."""
+    from triton import knobs
+
+    return Path(knobs.cache.dir)
+
+
+def facts_of_kernels() -> dict[str, Any]:
+    """What decides, besides what an op is called with, which binaries it asks for on the current CUDA device; JSON."""
+    import triton
+    from triton.runtime import driver
+
+    return {
+        "kernels": tuned.fingerprint(),
+        "launches": tuned.in_force(),
+        "pipelined": pipelining.is_on(),
+        "triton": triton.__version__,
+        "torch": torch.__version__,
+        "device": torch.cuda.get_device_name(),
+        "target": str(driver.active.get_current_target()),
+    }
 
 
 @contextmanager

@@ -5,6 +5,8 @@ The kernels' outputs may be uninitialised: every number in here is of no consequ
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -14,10 +16,44 @@ from torch.nn import Parameter
 from sigma.model.bitlinear import new_weight_epoch
 from sigma.optim.build import OptimizerSet
 from sigma.train.feature import Context
-from sigma.train.step import is_out_of_memory
+from sigma.train.kernel_stamp import KernelStamp
+from sigma.train.step import Stepper, is_out_of_memory
+from sigma_kernels.ahead import KernelsAhead
 
 FEW = 2
 """Parameters of a batch of matrices that stand for all: a batch of one has other strides."""
+
+
+Few = dict[str, Parameter]
+
+
+def make_kernels(
+    stamp: KernelStamp | None, stepper: Stepper, twin_of: Callable[[Few], OptimizerSet], length: int
+) -> dict[str, float]:
+    """Compile what the first step launches; returns columns of the startup row. Off a GPU there is nothing to do.
+
+    Where a start like this one has left its stamp, nothing is rehearsed: the step loads its kernels from the cache. The
+    longer part, the model's, is compiled while the optimizer's is rehearsed, on a twin of it over few parameters.
+    """
+    if stamp is None:
+        return {}
+    began = time.perf_counter()
+    ready = 0 if stamp.is_left() else _compile(stepper, twin_of, length)
+    return {"kernels_ahead": ready, "startup_kernels_s": time.perf_counter() - began}
+
+
+def _compile(stepper: Stepper, twin_of: Callable[[Few], OptimizerSet], length: int) -> int:
+    ctx, device = stepper.context(), stepper.settings.device
+    with KernelsAhead() as kernels:
+        with kernels.rehearsal():
+            rehearse_model(ctx, stepper.settings.micro_batch, length)
+        if few := few_of_each(stepper.optimizers):
+            with kernels.rehearsal():
+                rehearse_optimizer(ctx, twin_of(few))
+        ready = kernels.wait()
+    if device.type == "cuda":  # a run that goes on with a smaller micro-batch would report the rehearsal's as its own
+        torch.cuda.reset_peak_memory_stats(device)
+    return ready
 
 
 @dataclass(frozen=True)
@@ -52,7 +88,7 @@ def rehearse_model(ctx: Context, rows: int, length: int) -> None:
         new_weight_epoch(ctx.model)
 
 
-def few_of_each(optimizers: OptimizerSet) -> dict[str, Parameter]:
+def few_of_each(optimizers: OptimizerSet) -> Few:
     """Of each batch of the matrix optimizer the parameters of the first two parts; empty where there is none."""
     batches = [] if optimizers.matrix is None else optimizers.matrix.batches
     return {part.name: part.parameter for batch in batches for part in batch.parts[:FEW]}

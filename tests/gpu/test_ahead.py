@@ -1,4 +1,4 @@
-"""With an empty cache a start compiles all that its first steps launch; with a kept one it compiles nothing."""
+"""With an empty cache a start compiles all that its first steps launch; with a kept one nothing, nor does it rehearse."""
 
 from __future__ import annotations
 
@@ -49,3 +49,12 @@ def test_the_first_steps_compile_and_load_nothing_more(tmp_path, flags):
         assert again.startup["kernels_ahead"] == trainer.startup["kernels_ahead"]
         assert entries(cache) == compiled
         again.close()
+        assert trainer.stamp is not None
+        trainer.stamp.leave()
+        compiled = entries(cache)
+        stamped = new_process(tmp_path / "stamped", **flags)
+        assert stamped.startup["kernels_ahead"] == 0
+        take(stamped, 1)
+        stamped.close()
+        assert asked != []
+        assert entries(cache) == compiled

@@ -22,6 +22,7 @@ class FakeDriver:
 
     def __init__(self, target: Any) -> None:
         self.target = target
+        self.name = "an H200"
         self.loaded: list[str] = []
         self.launched: list[str] = []
         self.utils = SimpleNamespace(
@@ -60,6 +61,7 @@ def fake_gpu(cache: Path) -> Iterator[FakeDriver]:
         patch.setattr(dispatch, "why_not_triton", lambda *_: None)
         patch.setattr(torch.cuda, "current_device", lambda: 0)
         patch.setattr(torch.cuda, "device", lambda _: nullcontext())
+        patch.setattr(torch.cuda, "get_device_name", lambda *_: fake.name)
         patch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
         patch.setattr(torch.cuda, "get_device_properties", lambda *_: properties)
         architecture.architecture.cache_clear()

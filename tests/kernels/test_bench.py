@@ -301,7 +301,7 @@ def test_what_starting_costs_is_the_kernels_ahead_and_the_first_step_beyond_a_la
             Path(folder).mkdir(exist_ok=True)
         first = len(folders) == 1
         times = {"kernels_s": 6.0 if first else 0.25, "steps_s": [20.0 if first else 2.0, 0.5, 0.6]}
-        return {**times, "kernels": 38, "longest_ms": 3.0}
+        return {**times, "kernels": 38 if first else 0, "longest_ms": 3.0}
 
     monkeypatch.setattr(bench.first_step, "in_a_process", in_a_process)
     found = bench.first_step.report("small")

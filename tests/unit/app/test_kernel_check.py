@@ -108,6 +108,19 @@ def test_on_a_gpu_the_loops_are_compiled_both_ways_before_they_are_compared(tmp_
     assert pipelining.is_on()
 
 
+def test_a_later_start_compiles_only_loops_of_other_sizes_ahead(loops, tmp_path, monkeypatch):
+    pytest.importorskip("triton")
+    from tests.kernels.fake_gpu import fake_gpu
+
+    rehearsed = []
+    monkeypatch.setattr(pipelining, "both_ways", rehearsed.append)
+    monkeypatch.setattr(pipelining, "check", lambda ops: [])
+    with fake_gpu(tmp_path):
+        for state, passes in ((64, 1), (64, 1), (32, 2)):
+            check_pipelines(CPU, {"state": state})
+            assert len(rehearsed) == passes
+
+
 def test_a_loop_that_cannot_run_ends_the_start_with_its_words(loops, monkeypatch):
     def fail(ops):
         raise RuntimeError("out of resource: shared memory")

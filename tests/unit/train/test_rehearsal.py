@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 import torch
 
-from sigma.build import build_trainer, make_kernels, optimizers_of
+from sigma.build import build_trainer, optimizers_of
 from sigma.config.parse import parse
 from sigma.config.presets import resolve
 from sigma.train.feature import StepState
+from sigma.train.kernel_stamp import KernelStamp
 from sigma.train.loop import Trainer
-from sigma.train.rehearsal import blank_batch, few_of_each, rehearse_model, rehearse_optimizer
+from sigma.train.rehearsal import blank_batch, few_of_each, make_kernels, rehearse_model, rehearse_optimizer
 from sigma_kernels import counters, dispatch
 from sigma_kernels.ahead import KernelsAhead
 from sigma_kernels.orthogonalise.reference import TorchProducts
@@ -137,16 +138,15 @@ class Pool:
 
 def test_the_peak_of_memory_that_a_run_reports_is_not_that_of_the_rehearsal(tmp_path, monkeypatch):
     trainer = build(tmp_path)
-    config = replace(trainer.config, run=replace(trainer.config.run, device="cuda"))
-    done: list[str] = []
-    monkeypatch.setattr("sigma.build.why_not_ahead", lambda device: None)
-    monkeypatch.setattr("sigma.build.KernelsAhead", Pool)
-    monkeypatch.setattr("sigma.build.rehearse_model", lambda ctx, rows, length: done.append("model"))
-    monkeypatch.setattr("sigma.build.rehearse_optimizer", lambda ctx, twin: done.append("optimizer"))
-    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: done.append(f"reset {device}"))
     stepper: Any = trainer.stepper
-    assert make_kernels(config, stepper.model, stepper.optimizers, stepper.context())["kernels_ahead"] == 38
-    assert done == ["model", "optimizer", "reset cuda"]
+    stepper.settings = replace(stepper.settings, device=torch.device("cuda"))
+    done: list[str] = []
+    monkeypatch.setattr("sigma.train.rehearsal.KernelsAhead", Pool)
+    monkeypatch.setattr("sigma.train.rehearsal.rehearse_model", lambda ctx, rows, length: done.append("model"))
+    monkeypatch.setattr("sigma.train.rehearsal.rehearse_optimizer", lambda ctx, twin: done.append(twin))
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: done.append(f"reset {device}"))
+    assert make_kernels(KernelStamp(tmp_path, {}), stepper, lambda few: "twin", 24)["kernels_ahead"] == 38  # type: ignore
+    assert done == ["model", "twin", "reset cuda"]
     trainer.close()
 
 
