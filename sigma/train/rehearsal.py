@@ -58,29 +58,31 @@ def _compile(stepper: Stepper, twin_of: Callable[[Few], OptimizerSet], length: i
 
 @dataclass(frozen=True)
 class BlankBatch:
-    """Rows of one document each that is one token over and over."""
+    """Rows that are one token over and over."""
 
     input_ids_BT: Tensor
     labels_BT: Tensor
     segments_BT: Tensor
 
 
-def blank_batch(rows: int, length: int) -> BlankBatch:
-    """Zeros, on the host as every batch."""
+def blank_batch(rows: int, length: int, documents: int) -> BlankBatch:
+    """Zeros, on the host as every batch; each row is so many documents."""
     ids = torch.zeros(rows, length, dtype=torch.int64)
-    return BlankBatch(ids, ids.clone(), torch.zeros(rows, length, dtype=torch.int32))
+    segment_T = (torch.arange(length) * documents // length).to(torch.int32)
+    return BlankBatch(ids, ids.clone(), segment_T.repeat(rows, 1))
 
 
 def rehearse_model(ctx: Context, rows: int, length: int) -> None:
-    """Forward and backward of a micro-batch through one layer of each kind. Where memory runs out it ends early.
+    """Forward and backward of micro-batches through one layer of each kind: the scan of packed rows has its own kernels.
 
-    The real step then runs out of memory too, and halves its micro-batch.
+    Where memory runs out it ends early: the real step then runs out of memory too, and halves its micro-batch.
     """
     weights = [p for p in ctx.model.parameters() if p.requires_grad]
     try:
         with ctx.undone(), ctx.model.one_layer_of_each_kind():
-            loss = ctx.loss(blank_batch(rows, length), slice(0, rows))
-            torch.autograd.grad(loss, weights, allow_unused=True)
+            for documents in (2, 1):
+                loss = ctx.loss(blank_batch(rows, length, documents), slice(0, rows))
+                torch.autograd.grad(loss, weights, allow_unused=True)
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise

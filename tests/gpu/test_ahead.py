@@ -1,4 +1,4 @@
-"""With an empty cache a start compiles all that its first steps launch; with a kept one nothing, nor does it rehearse."""
+"""With an empty cache a start compiles all that its first steps launch; with a kept one nothing, and rehearses none."""
 
 from __future__ import annotations
 

@@ -15,6 +15,7 @@ import torch
 from sigma.build import build_trainer, optimizers_of
 from sigma.config.parse import parse
 from sigma.config.presets import resolve
+from sigma.model.layout import cu_seqlens_of
 from sigma.train.feature import StepState
 from sigma.train.kernel_stamp import KernelStamp
 from sigma.train.loop import Trainer
@@ -27,7 +28,7 @@ from tests.e2e.tiny_trainer import build, train_steps, weights
 from tests.e2e.tiny_trainer import same as same_values
 
 SHORT = (
-    "--device cpu --precision bf16 --data-backend bundled --tokenizer bytes --n-layers 4 --seq-len 32 --batch-size 4"
+    "--device cpu --precision bf16 --data-backend bundled --tokenizer bytes --n-layers 4 --seq-len 64 --batch-size 4"
 )
 SHORT += " --micro-batch-size 2 --n-routed-experts 2 --moe-top-k 1"
 LEAN = "--momentum-dtype int8 --weight-dtype bf16_residual --cautious-weight-decay"
@@ -43,8 +44,8 @@ NAMES = ("adamw", "muon", "normuon", "adamuon", "soapmuon", "c3o", "gnprox")
 OPTIMIZERS: list[dict[str, Any]] = [{"optimizer": name} for name in NAMES] + [LEAN_FLAGS]
 
 
-def take(trainer: Trainer, number: int) -> None:
-    s = StepState(number, trainer.data.next_batch())
+def take(trainer: Trainer, number: int, batch: Any = None) -> None:
+    s = StepState(number, batch or trainer.data.next_batch())
     trainer.features.run("on_batch", s)
     trainer.stepper.train(s, 1.0)
     trainer.features.run("after_step", s)
@@ -66,9 +67,17 @@ def asked_for() -> Iterator[set[tuple[str, str]]]:
         yield found
 
 
+def both_kinds(batch: Any, packed: slice) -> Any:
+    """`batch` with these rows of two documents each, and the others of one."""
+    segments_BT = torch.zeros_like(batch.segments_BT)
+    segments_BT[packed, batch.segments_BT.size(1) // 3 :] = 1
+    return replace(batch, segments_BT=segments_BT)
+
+
 @pytest.mark.skipif(not dispatch.triton_installed(), reason="Triton is not installed")
+@pytest.mark.parametrize("packed", [slice(0, 2), slice(2, 4)], ids=["packed_first", "packed_last"])
 @pytest.mark.parametrize("flags", PRESETS)
-def test_a_start_compiles_the_kernels_of_its_first_step_and_no_others(tmp_path, monkeypatch, flags):
+def test_a_start_compiles_the_kernels_of_its_first_step_and_no_others(tmp_path, monkeypatch, flags, packed):
     from tests.kernels.fake_gpu import fake_gpu
 
     compiled: set[tuple[str, str]] = set()
@@ -82,7 +91,7 @@ def test_a_start_compiles_the_kernels_of_its_first_step_and_no_others(tmp_path, 
     with fake_gpu(tmp_path / "cache"):
         trainer = build_trainer(config)
         with asked_for() as launched:
-            take(trainer, 1)
+            take(trainer, 1, both_kinds(trainer.data.next_batch(), packed))
         trainer.close()
     assert compiled == launched
     assert trainer.startup["kernels_ahead"] == len(compiled) > 20
@@ -98,7 +107,7 @@ def rehearse(trainer: Trainer) -> None:
 
 def counted_by_a_forward(trainer: Trainer) -> dict[str, int]:
     counters.load({})
-    trainer.stepper.context().loss(blank_batch(2, 24), slice(0, 2))
+    trainer.stepper.context().loss(blank_batch(2, 24, 1), slice(0, 2))
     return counters.snapshot()
 
 
@@ -199,8 +208,10 @@ def test_a_rehearsal_without_memory_ends_early_and_any_other_error_is_raised(tmp
     trainer.close()
 
 
-def test_a_blank_batch_is_labelled_and_unpadded():
-    batch = blank_batch(2, 3)
+@pytest.mark.parametrize("documents", [1, 2])
+def test_a_blank_batch_is_labelled_and_unpadded(documents):
+    batch = blank_batch(2, 3, documents)
+    assert cu_seqlens_of(batch.segments_BT).numel() == 2 * documents + 1
     assert batch.labels_BT.min() >= 0
     assert batch.segments_BT.min() >= 0
     assert batch.input_ids_BT.shape == batch.labels_BT.shape == batch.segments_BT.shape == (2, 3)
