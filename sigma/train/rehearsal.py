@@ -73,7 +73,7 @@ def blank_batch(rows: int, length: int, documents: int) -> BlankBatch:
 
 
 def rehearse_model(ctx: Context, rows: int, length: int) -> None:
-    """Forward and backward of micro-batches through one layer of each kind: the scan of packed rows has its own kernels.
+    """Forward and backward of micro-batches through one layer of each kind: the scan has other kernels for packed rows.
 
     Where memory runs out it ends early: the real step then runs out of memory too, and halves its micro-batch.
     """
