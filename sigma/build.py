@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn import Parameter
 
 from sigma.config.parse import Parsed
 from sigma.config.resolved import write_resolved
@@ -41,10 +42,12 @@ from sigma.train.evaluate import EvaluationSettings, Evaluator
 from sigma.train.feature import Feature, FeatureSet
 from sigma.train.flops import active_parameters, train_flops_per_token
 from sigma.train.hardware import device_name, peak_flops
+from sigma.train.kernel_stamp import stamp_of
 from sigma.train.loop import Trainer
 from sigma.train.manifest import write_manifest
 from sigma.train.metrics import IntervalMeter, Listener, MetricsLog, SpeedMeter
 from sigma.train.progress import Progress
+from sigma.train.rehearsal import make_kernels
 from sigma.train.sample import Sampler
 from sigma.train.saver import Saver
 from sigma.train.state import StateRegistry, read_rng, write_rng
@@ -91,14 +94,17 @@ def _build(
     data = stream_of(config, tokenizer)
     log, clock, progress = MetricsLog(run_dir, listeners), make_clock(device), Progress()
     data.listen(lambda event, **details: log.event(event, progress.step, **details), lambda: stop.requested)
-    # right behind the clock: the phases of the first row are to add up to its wall time too
-    speed = SpeedMeter(train_flops_per_token(model, config.data.seq_len or 1), peak_flops(device))
     features = FeatureSet(features_of(config, optimizers), FEATURE_NAMES)
     stepper = build_stepper(config, model, optimizers, clock, features, log)
     features.setup(stepper.context())
+    stamp = stamp_of(config, tokenizer.vocab_size)
+    kernels = make_kernels(stamp, stepper, lambda few: optimizers_of(config, model, few), config.data.seq_len or 1)
     meter = IntervalMeter(device)
     optimizers.listen(lambda event, **details: log.event(event, progress.step, **details))
     registry = registry_of(model, optimizers, data, features, stepper, meter, progress)
+    clock.read()
+    # right behind: the phases of the first row are to add up to its wall time too
+    speed = SpeedMeter(train_flops_per_token(model, config.data.seq_len or 1), peak_flops(device))
     trainer = Trainer(
         config=config,
         run_dir=run_dir,
@@ -116,8 +122,9 @@ def _build(
         stop=stop,
         lock=lock,
         progress=progress,
-        startup=startup_row(config, model, optimizers, tokenizer),
+        startup=startup_row(config, model, optimizers, tokenizer) | kernels,
         on_start=lambda step: write_records(config, origins, tokenizer, step),
+        stamp=stamp,
     )
     trainer.startup["startup_init_s"] = time.perf_counter() - began
     return trainer
@@ -141,9 +148,11 @@ def build_model(config: RunConfig, vocabulary: int) -> SigmaForCausalLM:
     return SigmaForCausalLM(sigma_config_from(config, vocabulary)).train()
 
 
-def optimizers_of(config: RunConfig, model: SigmaForCausalLM) -> OptimizerSet:
-    """What moves the weights of the model."""
-    parameters, roles = dict(model.named_parameters()), model.parameter_roles()
+def optimizers_of(
+    config: RunConfig, model: SigmaForCausalLM, parameters: Mapping[str, Parameter] | None = None
+) -> OptimizerSet:
+    """What moves the weights of the model, or these of them."""
+    parameters, roles = parameters or dict(model.named_parameters()), model.parameter_roles()
     return build_optimizers(parameters, roles, config.train, config.optim, config.curvature, config.c3o)
 
 

@@ -90,6 +90,9 @@ def startup_lines(row: Row, steps: int) -> list[str]:
         f"batch       {row['batch_size']} rows of {row['seq_len']} tokens, {row['micro_batch_size']} at a time",
         *row["routing"],
     ]
+    if "kernels_ahead" in row:
+        ready = f"{row['kernels_ahead']} of the first step ready in {row['startup_kernels_s']:.1f} s"
+        lines.append(f"kernels     {ready if row['kernels_ahead'] else 'of the first step kept from an earlier start'}")
     if resumed and resumed >= steps:
         return [*lines, f"all {steps} steps are done; the final validation is left"]
     return [

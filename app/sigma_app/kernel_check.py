@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import torch
 
     from sigma.config.model import ModelSection
+    from sigma_kernels.pipelining import Ops
 
 ROWS, WIDTH, EPS, TOLERANCE = 64, 768, 1e-6, 1e-5
 
@@ -55,12 +56,15 @@ def check_pipelines(device: torch.device, sizes: Mapping[str, int]) -> str:
     import torch
 
     from sigma_kernels import pipelining
+    from sigma_kernels.ahead import why_not_ahead
     from sigma_kernels.orthogonalise.pipelined import pipelined_loop
     from sigma_kernels.scan.pipelined import pipelined_loops
 
     begin = time.perf_counter()
     ops = {"scan": lambda: pipelined_loops(device, **sizes), "orthogonalise": lambda: pipelined_loop(device)}
     try:
+        if why_not_ahead(device) is None:
+            _compile_both_ways(ops, sizes)
         differing = pipelining.check(ops)
         torch.cuda.synchronize()
     except Exception as error:  # as in `check_kernel`
@@ -68,6 +72,22 @@ def check_pipelines(device: torch.device, sizes: Mapping[str, int]) -> str:
     if differing:
         return f"kernels     pipelined loops of {' and '.join(differing)} compute wrong numbers here: none is pipelined"
     return f"kernels     pipelined loops agree with plain ones ({1e3 * (time.perf_counter() - begin):.0f} ms)"
+
+
+def _compile_both_ways(ops: Ops, sizes: Mapping[str, int]) -> None:
+    """Side by side, unless an earlier start has."""
+    from sigma.train.kernel_stamp import KernelStamp
+    from sigma_kernels import pipelining
+    from sigma_kernels.ahead import KernelsAhead, cache_folder, facts_of_kernels
+
+    stamp = KernelStamp(cache_folder(), {**facts_of_kernels(), "pipelines_of": dict(sizes)})
+    if stamp.is_left():
+        return
+    with KernelsAhead() as kernels:
+        with kernels.rehearsal():
+            pipelining.both_ways(ops)
+        kernels.wait()
+    stamp.leave()
 
 
 def take_launches(device: torch.device) -> str:

@@ -46,17 +46,27 @@ def switched_off() -> Iterator[None]:
         switch(before)
 
 
-def check(ops: Mapping[str, Callable[[], Sequence[Tensor]]]) -> list[str]:
+Ops = Mapping[str, Callable[[], Sequence[Tensor]]]
+
+
+def both_ways(ops: Ops) -> dict[str, tuple[Sequence[Tensor], Sequence[Tensor]]]:
+    """What each op computes with pipelines, and without."""
+    found = {}
+    for name, compute in ops.items():
+        pipelined = compute()
+        with switched_off():
+            found[name] = pipelined, compute()
+    return found
+
+
+def check(ops: Ops) -> list[str]:
     """Compare what each op computes with and without pipelines; switches them off, for all, when one differs.
 
     Returns the names of the ops that differ. Counts `pipelining.checked` and `pipelining.differs`.
     """
     differing = []
-    for name, compute in ops.items():
+    for name, (pipelined, plain) in both_ways(ops).items():
         counters.add("pipelining.checked")
-        pipelined = compute()
-        with switched_off():
-            plain = compute()
         if not all(_agree(a, b) for a, b in zip(pipelined, plain, strict=True)):
             counters.add("pipelining.differs")
             differing.append(name)

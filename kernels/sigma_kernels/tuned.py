@@ -45,6 +45,11 @@ def settings(op: str, key: str) -> Settings | None:
     return _rows.get((op, key))
 
 
+def in_force() -> dict[str, Settings]:
+    """All that was measured on this machine, by op and key."""
+    return {f"{op} {key}": dict(row) for (op, key), row in _rows.items()}
+
+
 def launch(op: str, key: str, make: Callable[[Settings], Made]) -> Made | None:
     """`make` of the settings for an op and a key, made once; None where nothing was measured."""
     if (op, key) not in _rows:

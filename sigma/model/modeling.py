@@ -8,7 +8,8 @@ logits, so that fused losses of other libraries compute the same. The class name
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -254,6 +255,18 @@ class SigmaForCausalLM(SigmaPreTrainedModel, GenerationMixin):
         """Let go of the graph that `aux_loss` holds, when the last forward is given up without an update."""
         for layer in self._blocks():
             layer.moe.router.drop_graph()
+
+    @contextmanager
+    def one_layer_of_each_kind(self) -> Iterator[None]:
+        """Inside, the stack is the first layer with attention and the first without: all that it can launch."""
+        layers, first = self.model.layers, {}
+        for layer, kind in zip(layers, self.config.layer_types, strict=True):
+            first.setdefault(kind, layer)
+        self.model.layers = nn.ModuleList(first.values())
+        try:
+            yield
+        finally:
+            self.model.layers = layers
 
     def parameter_roles(self) -> dict[str, str | tuple[str, Sequence[int]]]:
         """Role of every parameter for the optimizers: see `sigma.model.weights.parameter_roles`."""

@@ -22,6 +22,7 @@ from sigma.train.crash import CrashContext
 from sigma.train.evaluate import Evaluator
 from sigma.train.feature import FeatureSet, StepState
 from sigma.train.hardware import readings
+from sigma.train.kernel_stamp import KernelStamp
 from sigma.train.metrics import IntervalMeter, MetricsLog, SpeedMeter
 from sigma.train.progress import Outcome, Progress
 from sigma.train.report import write_report
@@ -65,6 +66,7 @@ class Trainer:
     progress: Progress
     startup: dict[str, Any]
     on_start: Callable[[int], None]
+    stamp: KernelStamp | None = None
     last_row: dict[str, Any] = field(default_factory=dict)
     last_records: tuple[Any, ...] = ()
     saved_step: int | None = None
@@ -173,9 +175,16 @@ class Trainer:
             self.features.run("after_step", s)
         self.progress.step = s.step
         self.progress.tokens += s.batch.tokens
+        self._leave_stamp()
         self.meter.add(result, s.batch.text_bytes)
         self.speed.add(s.batch.tokens)
         self._after_step(s)
+
+    def _leave_stamp(self) -> None:
+        """After the first step: all that it launched is in the cache."""
+        if self.stamp is not None:
+            self.stamp.leave()
+            self.stamp = None
 
     def _after_step(self, s: StepState) -> None:
         run, step = self.config.run, s.step

@@ -290,20 +290,26 @@ def test_no_picture_without_measurements(bench):
         bench.plot.draw([row("sigma", "1.0", op="rms_norm")])
 
 
-def test_what_starting_costs_is_the_first_step_beyond_a_later_one_with_empty_and_with_kept_caches(bench, monkeypatch):
+def test_what_starting_costs_is_the_kernels_ahead_and_the_first_step_beyond_a_later_one_with_both_caches(
+    bench, monkeypatch
+):
     folders = []
 
     def in_a_process(flags, caches):
         folders.append((set(caches), [Path(folder).exists() for folder in caches.values()]))
         for folder in caches.values():
             Path(folder).mkdir(exist_ok=True)
-        return {"steps_s": [20.0 if len(folders) == 1 else 2.0, 0.5, 0.6], "longest_ms": 3.0}
+        first = len(folders) == 1
+        times = {"kernels_s": 6.0 if first else 0.25, "steps_s": [20.0 if first else 2.0, 0.5, 0.6]}
+        return {**times, "kernels": 38 if first else 0, "longest_ms": 3.0}
 
     monkeypatch.setattr(bench.first_step, "in_a_process", in_a_process)
     found = bench.first_step.report("small")
     assert folders == [(set(bench.run.CACHES), [False, False]), (set(bench.run.CACHES), [True, True])]
-    assert (found["empty_cache_start_s"], found["kept_cache_start_s"], found["step_s"]) == (19.5, 1.5, 0.5)
-    assert (found["preset"], found["longest_ms"]) == ("small", 3.0)
+    assert (found["empty_cache_start_s"], found["kept_cache_start_s"], found["step_s"]) == (25.5, 1.75, 0.5)
+    assert (found["empty_cache_kernels_s"], found["kept_cache_kernels_s"]) == (6.0, 0.25)
+    assert (found["preset"], found["kernels"], found["longest_ms"]) == ("small", 38, 3.0)
+    assert "kernels_s" not in found
 
 
 def test_the_longest_kernel_is_one_of_the_device(bench):

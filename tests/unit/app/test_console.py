@@ -52,6 +52,14 @@ def test_the_start_says_device_folder_size_and_when_to_expect_what() -> None:
         assert part in text
 
 
+def test_the_kernels_of_the_first_step_are_said_where_there_are_some() -> None:
+    text = shown(STARTUP | {"kernels_ahead": 38, "startup_kernels_s": 5.06})
+    assert "kernels     38 of the first step ready in 5.1 s" in text
+    kept = shown(STARTUP | {"kernels_ahead": 0, "startup_kernels_s": 0.01})
+    assert "kernels     of the first step kept from an earlier start" in kept
+    assert "first step" not in shown(STARTUP)
+
+
 def test_what_comes_less_often_than_the_run_is_long_is_announced_for_the_end() -> None:
     text = shown(STARTUP | {"steps": 8})
     assert "progress with the time left at the end, validation at the end" in text

@@ -12,6 +12,7 @@ from sigma.core.errors import MissingRequirementError
 from sigma_app import kernel_check
 from sigma_app.kernel_check import EPS, check_kernel, check_pipelines, scan_sizes, take_launches
 from sigma_kernels import architecture, counters, dispatch, pipelining, tuned
+from sigma_kernels.ahead import KernelsAhead
 from sigma_kernels.rms_norm.reference import rms_norm_reference
 
 
@@ -89,6 +90,35 @@ def test_a_loop_that_is_compiled_wrongly_is_named_and_no_loop_is_pipelined_any_m
     loops["wrong"] = 0.5
     assert "pipelined loops of scan compute wrong numbers here: none is pipelined" in check_pipelines(CPU, {})
     assert pipelining.stages(3) == 1
+
+
+def test_on_a_gpu_the_loops_are_compiled_both_ways_before_they_are_compared(tmp_path, monkeypatch):
+    pytest.importorskip("triton")
+    from tests.kernels.fake_gpu import fake_gpu
+
+    compiled = []
+    monkeypatch.setattr(KernelsAhead, "_load", lambda self, kernel, specialization: compiled.append(kernel.fn.__name__))
+    monkeypatch.setattr(pipelining, "check", lambda ops: [])
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    with fake_gpu(tmp_path):
+        assert "agree" in check_pipelines(CPU, {})
+    twice = [name for name in set(compiled) if compiled.count(name) == 2]
+    products = ["product_by_descriptors", "product_by_pointers"]
+    assert sorted(twice) == ["over_heads_kernel", *products, "state_pass_backward_kernel", "state_pass_kernel"]
+    assert pipelining.is_on()
+
+
+def test_a_later_start_compiles_only_loops_of_other_sizes_ahead(loops, tmp_path, monkeypatch):
+    pytest.importorskip("triton")
+    from tests.kernels.fake_gpu import fake_gpu
+
+    rehearsed = []
+    monkeypatch.setattr(pipelining, "both_ways", rehearsed.append)
+    monkeypatch.setattr(pipelining, "check", lambda ops: [])
+    with fake_gpu(tmp_path):
+        for state, passes in ((64, 1), (64, 1), (32, 2)):
+            check_pipelines(CPU, {"state": state})
+            assert len(rehearsed) == passes
 
 
 def test_a_loop_that_cannot_run_ends_the_start_with_its_words(loops, monkeypatch):

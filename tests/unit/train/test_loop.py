@@ -19,6 +19,7 @@ from sigma.optim.build import build_optimizers
 from sigma.train.checkpoint import CheckpointStore
 from sigma.train.clock import CORE_PHASES, PHASES, make_clock
 from sigma.train.feature import Feature, FeatureSet, StepState, Work
+from sigma.train.kernel_stamp import KernelStamp
 from sigma.train.loop import DivergedError, Trainer
 from sigma.train.metrics import IntervalMeter, MetricsLog, SpeedMeter
 from sigma.train.progress import Progress
@@ -166,6 +167,30 @@ def test_an_exception_in_a_step_leaves_crashed_in_the_status(make: Any) -> None:
     with pytest.raises(TypeError):
         trainer.run()
     assert load_file(trainer.run_dir / "status.json")["state"] == "crashed"
+
+
+def count_stamps(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The steps that were done when a stamp was left."""
+    left: list[int] = []
+    trainer.stamp = KernelStamp(trainer.run_dir, {})
+    monkeypatch.setattr(trainer.stamp, "leave", lambda: left.append(trainer.progress.step))
+    return left
+
+
+def test_the_first_step_leaves_a_stamp_and_no_later_one_does(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = stop_after(make(), 3)
+    left = count_stamps(trainer, monkeypatch)
+    trainer.run()
+    assert left == [1]
+
+
+def test_a_first_step_that_fails_leaves_no_stamp(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = make()
+    left = count_stamps(trainer, monkeypatch)
+    trainer.stepper.train = None
+    with pytest.raises(TypeError):
+        trainer.run()
+    assert left == []
 
 
 def test_the_loss_falls(make: Any) -> None:
