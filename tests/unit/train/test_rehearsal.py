@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -205,6 +206,25 @@ def test_a_rehearsal_without_memory_ends_early_and_any_other_error_is_raised(tmp
             rehearse_model(ctx, 2, 24)
     else:
         rehearse_model(ctx, 2, 24)
+    trainer.close()
+
+
+def test_a_rehearsal_without_memory_leaves_the_device_what_it_had_taken(tmp_path, monkeypatch):
+    trainer = build(tmp_path)
+    ctx, losses, alive = trainer.stepper.context(), [], []
+
+    def loss(batch: Any, rows: slice) -> torch.Tensor:
+        value = ctx.loss(batch, rows)
+        losses.append(weakref.ref(value))
+        return value
+
+    def no_memory(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("injected")
+
+    monkeypatch.setattr(torch.autograd, "grad", no_memory)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: alive.extend(loss() for loss in losses))
+    rehearse_model(replace(ctx, loss=loss), 2, 24)
+    assert alive == [None]
     trainer.close()
 
 
