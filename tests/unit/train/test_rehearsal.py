@@ -25,7 +25,7 @@ from sigma_kernels import counters, dispatch
 from sigma_kernels.ahead import KernelsAhead
 from sigma_kernels.orthogonalise.reference import TorchProducts
 from tests.e2e.tiny_trainer import LEAN as LEAN_FLAGS
-from tests.e2e.tiny_trainer import build, train_steps, weights
+from tests.e2e.tiny_trainer import ShortValidation, build, digest, rows, train_steps, weights
 from tests.e2e.tiny_trainer import same as same_values
 
 SHORT = (
@@ -128,6 +128,37 @@ def test_training_after_a_rehearsal_has_the_bits_of_training_without_one(tmp_pat
     assert same_values(weights(rehearsed), weights(plain))
     for trainer in (plain, rehearsed):
         trainer.close()
+
+
+CREDIT = {"c3o_credit_enabled": True, "c3o_probe_interval": 2, "c3o_audit_interval": 2}
+FEATURES: list[dict[str, Any]] = [
+    {"optimizer": "c3o", **CREDIT},
+    {"optimizer": "c3o", **CREDIT, "c3o_base": "gnprox", "gn_interval": 2, "instant_enabled": False},
+    {"optimizer": "muon", "muon_interval": 3, "muon_interval_warmup": 2},
+]
+
+
+@pytest.mark.parametrize("flags", FEATURES, ids=str)
+def test_a_run_that_rehearses_at_both_of_its_starts_ends_in_the_weights_of_one_that_never_does(
+    tmp_path, monkeypatch, flags
+):
+    monkeypatch.setattr("sigma.build.Validation", ShortValidation)
+    whole = build(tmp_path / "whole", **flags)
+    whole.run()
+    for last in (3, 6):
+        trainer = build(tmp_path / "halves", **flags)
+        rehearse(trainer)
+        after_step = trainer._after_step
+
+        def stop_after(s: StepState, trainer: Trainer = trainer, last: int = last, then: Any = after_step) -> None:
+            then(s)
+            if s.step == last < trainer.steps:
+                trainer.stop.request()
+
+        monkeypatch.setattr(trainer, "_after_step", stop_after)
+        assert trainer.run().step == last
+    assert digest(trainer, 6) == digest(whole, 6)
+    assert rows(trainer)[-1]["loss"] == rows(whole)[-1]["loss"]
 
 
 class Pool:
