@@ -9,6 +9,7 @@ for. Nobody lists kernels: what the step launches is what the rehearsal launches
 from __future__ import annotations
 
 import os
+import signal
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
@@ -72,6 +73,15 @@ def _one_parser() -> Iterator[None]:
         JITCallable.parse = parse
 
 
+def _leave_signals_to_others() -> None:
+    """Ctrl+C in a terminal reaches ptxas too, and for one that is killed Triton prints the whole kernel.
+
+    A process inherits what the thread that starts it blocks. Windows has nothing of the kind.
+    """
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
+
+
 class KernelsAhead:
     """Kernels that are being compiled and loaded for the current CUDA device.
 
@@ -80,7 +90,8 @@ class KernelsAhead:
 
     def __init__(self) -> None:
         self._device = torch.cuda.current_device()
-        self._pool = ThreadPoolExecutor(min(MOST_THREADS, os.cpu_count() or 1), "sigma-kernels")
+        threads = min(MOST_THREADS, os.cpu_count() or 1)
+        self._pool = ThreadPoolExecutor(threads, "sigma-kernels", _leave_signals_to_others)
         self._kernels: list[Future[None]] = []
         self._open = ExitStack()
 

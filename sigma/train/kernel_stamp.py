@@ -18,6 +18,7 @@ from sigma.config.root import RunConfig
 from sigma.core import strict_json
 from sigma.core.files import write_atomic
 from sigma.core.paths import build_id
+from sigma.train.verify_checkpoint import CHECKPOINTS_DIR, committed, step_of
 from sigma_kernels.ahead import cache_folder, facts_of_kernels, why_not_ahead
 
 SUFFIX = ".first-step"
@@ -44,9 +45,18 @@ class KernelStamp:
                 write_atomic(self._path, self._text)
 
 
+def all_steps_are_done(config: RunConfig) -> bool:
+    """Whether this start will take no step, as far as the names of the run's checkpoints tell."""
+    newest = committed(config.run.output_dir / CHECKPOINTS_DIR)[:1] if config.run.resume else []
+    return any((step_of(folder) or 0) >= (config.train.steps or 0) for folder in newest)
+
+
 def stamp_of(config: RunConfig, vocabulary: int) -> KernelStamp | None:
-    """The mark of starts with this configuration on this device; None where nothing is compiled ahead."""
-    if why_not_ahead(torch.device(config.run.device)) is not None:
+    """The mark of starts with this configuration on this device; None where nothing is compiled ahead.
+
+    Raises UnreadableCheckpointError.
+    """
+    if why_not_ahead(torch.device(config.run.device)) is not None or all_steps_are_done(config):
         return None
     data = config.data
     sizes = {"seq_len": data.seq_len, "batch_size": data.batch_size, "micro_batch_size": data.micro_batch_size}

@@ -5,8 +5,9 @@ The kernels' outputs may be uninitialised: every number in here is of no consequ
 
 from __future__ import annotations
 
+import gc
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -81,13 +82,21 @@ def rehearse_model(ctx: Context, rows: int, length: int) -> None:
     try:
         with ctx.undone(), ctx.model.one_layer_of_each_kind():
             for documents in (2, 1):
-                loss = ctx.loss(blank_batch(rows, length, documents), slice(0, rows))
-                torch.autograd.grad(loss, weights, allow_unused=True)
+                _forward_backward(ctx, blank_batch(rows, length, documents), weights)
+        return
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
     finally:
         new_weight_epoch(ctx.model)
+    # torch would keep what it has freed, and the driver have nothing to load kernels into
+    gc.collect()
+    torch.cuda.empty_cache()
+
+
+def _forward_backward(ctx: Context, batch: BlankBatch, weights: Sequence[Parameter]) -> None:
+    loss = ctx.loss(batch, slice(0, batch.input_ids_BT.size(0)))
+    torch.autograd.grad(loss, weights, allow_unused=True)
 
 
 def few_of_each(optimizers: OptimizerSet) -> Few:

@@ -1,5 +1,7 @@
 """Kernels are compiled side by side before they are launched, under the keys of the launch."""
 
+import signal
+import subprocess
 import threading
 import time
 
@@ -130,6 +132,22 @@ def test_a_stop_gives_up_what_no_thread_has_begun_and_leaves_no_thread(gpu, monk
         stop_in_a_later_rehearsal()
     assert len(loaded) == 1
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("sigma-kernels")]
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="signals are not masked on Windows")
+@pytest.mark.parametrize("name", ["INT", "TERM", "HUP"])
+def test_a_signal_to_all_processes_of_the_terminal_does_not_kill_an_assembler(gpu, ahead, monkeypatch, name):
+    codes: list[int] = []
+
+    def assemble(self, kernel, data):
+        codes.append(subprocess.run(["sh", "-c", f"kill -{name} $$"], close_fds=False, check=False).returncode)
+
+    monkeypatch.setattr(KernelsAhead, "_load", assemble)
+    with ahead.rehearsal():
+        norm_both_ways()
+    ahead.wait()
+    assert codes == [0, 0]
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == set(), "the main thread hears them"
 
 
 def test_the_first_error_is_raised(gpu, ahead, monkeypatch):

@@ -12,6 +12,7 @@ pytest.importorskip("triton")
 
 from sigma.core.strict_json import loads
 from sigma.train.kernel_stamp import SUFFIX, KernelStamp
+from sigma.train.verify_checkpoint import CHECKPOINTS_DIR, COMMIT, folder_name
 from sigma_kernels import pipelining, tuned
 from sigma_kernels.ahead import KernelsAhead
 from tests.e2e.tiny_trainer import build
@@ -56,6 +57,20 @@ def test_a_start_without_a_first_step_leaves_no_stamp(gpu, tmp_path, cache):
     first = start(tmp_path, step=False)
     assert stamps(cache) == []
     assert start(tmp_path) == first > 0
+
+
+def commit(run: Path, step: int) -> None:
+    folder = run / CHECKPOINTS_DIR / folder_name(step)
+    folder.mkdir(parents=True)
+    (folder / COMMIT).touch()
+
+
+@pytest.mark.parametrize(("step", "resume", "rehearsed"), [(6, True, False), (5, True, True), (6, False, True)])
+def test_a_run_without_a_step_left_is_not_rehearsed_for(gpu, tmp_path, step, resume, rehearsed):
+    commit(tmp_path / "run", step)
+    trainer = build(tmp_path / "run", steps=6, resume=resume)
+    trainer.close()
+    assert ("kernels_ahead" in trainer.startup) == (trainer.stamp is not None) == rehearsed
 
 
 @pytest.mark.parametrize(

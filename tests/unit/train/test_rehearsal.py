@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -24,7 +25,7 @@ from sigma_kernels import counters, dispatch
 from sigma_kernels.ahead import KernelsAhead
 from sigma_kernels.orthogonalise.reference import TorchProducts
 from tests.e2e.tiny_trainer import LEAN as LEAN_FLAGS
-from tests.e2e.tiny_trainer import build, train_steps, weights
+from tests.e2e.tiny_trainer import ShortValidation, build, digest, rows, train_steps, weights
 from tests.e2e.tiny_trainer import same as same_values
 
 SHORT = (
@@ -129,6 +130,37 @@ def test_training_after_a_rehearsal_has_the_bits_of_training_without_one(tmp_pat
         trainer.close()
 
 
+CREDIT = {"c3o_credit_enabled": True, "c3o_probe_interval": 2, "c3o_audit_interval": 2}
+FEATURES: list[dict[str, Any]] = [
+    {"optimizer": "c3o", **CREDIT},
+    {"optimizer": "c3o", **CREDIT, "c3o_base": "gnprox", "gn_interval": 2, "instant_enabled": False},
+    {"optimizer": "muon", "muon_interval": 3, "muon_interval_warmup": 2},
+]
+
+
+@pytest.mark.parametrize("flags", FEATURES, ids=str)
+def test_a_run_that_rehearses_at_both_of_its_starts_ends_in_the_weights_of_one_that_never_does(
+    tmp_path, monkeypatch, flags
+):
+    monkeypatch.setattr("sigma.build.Validation", ShortValidation)
+    whole = build(tmp_path / "whole", **flags)
+    whole.run()
+    for last in (3, 6):
+        trainer = build(tmp_path / "halves", **flags)
+        rehearse(trainer)
+        after_step = trainer._after_step
+
+        def stop_after(s: StepState, trainer: Trainer = trainer, last: int = last, then: Any = after_step) -> None:
+            then(s)
+            if s.step == last < trainer.steps:
+                trainer.stop.request()
+
+        monkeypatch.setattr(trainer, "_after_step", stop_after)
+        assert trainer.run().step == last
+    assert digest(trainer, 6) == digest(whole, 6)
+    assert rows(trainer)[-1]["loss"] == rows(whole)[-1]["loss"]
+
+
 class Pool:
     """In place of `KernelsAhead`: nothing is compiled."""
 
@@ -205,6 +237,25 @@ def test_a_rehearsal_without_memory_ends_early_and_any_other_error_is_raised(tmp
             rehearse_model(ctx, 2, 24)
     else:
         rehearse_model(ctx, 2, 24)
+    trainer.close()
+
+
+def test_a_rehearsal_without_memory_leaves_the_device_what_it_had_taken(tmp_path, monkeypatch):
+    trainer = build(tmp_path)
+    ctx, losses, alive = trainer.stepper.context(), [], []
+
+    def loss(batch: Any, rows: slice) -> torch.Tensor:
+        value = ctx.loss(batch, rows)
+        losses.append(weakref.ref(value))
+        return value
+
+    def no_memory(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("injected")
+
+    monkeypatch.setattr(torch.autograd, "grad", no_memory)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: alive.extend(loss() for loss in losses))
+    rehearse_model(replace(ctx, loss=loss), 2, 24)
+    assert alive == [None]
     trainer.close()
 
 
