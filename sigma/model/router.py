@@ -116,8 +116,8 @@ class Router(nn.Module):
     def forward(self, x_TD: Tensor, valid_T: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Gates fp32 `[T, K]` (they sum to 1) and the experts that they belong to, int64 `[T, K]`.
 
-        Tokens where `valid_T` is False are routed too, but count in no statistic. In training the losses and metrics
-        of this forward replace those of the last one.
+        Tokens where `valid_T` is False are routed too, but count in no statistic. In training the losses of this forward
+        replace those of the last one; so do its metrics, unless it is a probe without gradients.
         """
         with consuming(x_TD):
             logits_TE = linear(x_TD, self.weight, dtype=torch.promote_types(x_TD.dtype, torch.float32))
@@ -125,12 +125,12 @@ class Router(nn.Module):
         expert_TK = (score_TE.detach() + self.selection_bias).topk(self.top_k, dim=-1).indices
         chosen_TK = score_TE.gather(-1, expert_TK)
         gate_TK = chosen_TK / (chosen_TK.sum(-1, keepdim=True) + 1e-20)
-        if self.training and torch.is_grad_enabled():
+        if self.training:
             self._observe(logits_TE, expert_TK, valid_T)
         return gate_TK, expert_TK
 
     def aux_loss(self) -> Tensor:
-        """RIB loss + z-loss of the last training forward, with gradient; zero before the first one."""
+        """RIB loss + z-loss of the last forward in training, with its gradient; zero before the first one."""
         return self.weight.new_zeros(()) if self._aux_loss is None else self._aux_loss
 
     def metrics(self) -> dict[str, Tensor]:
@@ -171,6 +171,8 @@ class Router(nn.Module):
         information = routing_information((logits_TE / temperature).softmax(-1), weight_T)
         rib, z_loss = self._rib_loss(information), self._z_loss(logits_TE, weight_T)
         self._aux_loss = rib + z_loss
+        if not torch.is_grad_enabled():
+            return
         with torch.no_grad():
             self._count(expert_TK, weight_T, information)
             self._metrics |= {
