@@ -116,8 +116,8 @@ class Router(nn.Module):
     def forward(self, x_TD: Tensor, valid_T: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Gates fp32 `[T, K]` (they sum to 1) and the experts that they belong to, int64 `[T, K]`.
 
-        Tokens where `valid_T` is False are routed too, but count in no statistic. In training the losses of this forward
-        replace those of the last one; so do its metrics, unless it is a probe without gradients.
+        Tokens where `valid_T` is False are routed too, but count in no statistic. In training the losses of this
+        forward replace those of the last one; so do its metrics, unless it is a probe without gradients.
         """
         with consuming(x_TD):
             logits_TE = linear(x_TD, self.weight, dtype=torch.promote_types(x_TD.dtype, torch.float32))
