@@ -17,6 +17,7 @@ import peers
 import torch
 import torch.nn.functional as F
 from floors import Work
+from graph import captured
 from registry import Case, Skip, benchmark
 from timing import interleave
 from torch import Tensor
@@ -135,17 +136,6 @@ def official(inputs: Inputs) -> Callable[[], object]:
 PROVIDERS = {"sigma": sigma, "eager": eager, "official": official}
 
 
-def capture(call: Callable[[], object]) -> Callable[[], object]:
-    """The replay of a CUDA graph of one call, compiled and tuned before."""
-    for _ in range(3):
-        call()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        call()
-    return graph.replay
-
-
 @dataclass
 class Replay:
     """What a case runs; its tensors and its graph exist from `setup` on."""
@@ -158,7 +148,7 @@ class Replay:
     def setup(self) -> None:
         """Make the inputs and capture; raises Skip where the provider cannot do the shape."""
         call = self.provider(make_inputs(self.shape, self.dtype))
-        self._held = [capture(call), call]  # the graph reads the memory of what the call holds
+        self._held = [captured(call)]
 
     def __call__(self) -> object:
         return self._held[0]()
