@@ -63,17 +63,18 @@ class Tier:
 
     flags: str
     rates: tuple[float, ...]
-    decays: tuple[float, ...]
-    seeds: tuple[int, ...]
     credit: str
     """Intervals of c3o that give it a verdict within the budget."""
+    decays: tuple[float, ...] = (0.1,)
+    seeds: tuple[int, ...] = (0, 1, 2)
 
 
 COMMON = "--warmup-share 0.05 --decay-share 0.5 --adam-beta1 0.8 --adam-beta2 0.95 --adam-eps 1e-10 --eval-interval 0"
 MEDIUM = (
     "--device cuda --tokenizer bpe8k --d-model 256 --n-layers 6 --mamba-ratio 2 --attention-ratio 1 --d-ff 256"
     " --n-routed-experts 8 --moe-top-k 2 --n-heads 4 --attention-head-dim 64 --kv-latent-dim 128"
-    " --ssm-state 64 --mimo-rank 2 --batch-size 64 --micro-batch-size 64"
+    " --ssm-state 64 --mimo-rank 2 --batch-size 64 --micro-batch-size 64 --adam-lr 3e-3 --val-max-tokens 524288"
+    " --source-prefetch 8"
 )
 TIERS = {
     "S": Tier(
@@ -84,22 +85,15 @@ TIERS = {
             " --adam-lr 5e-3 --val-max-tokens 16384 --source-prefetch 0 --no-instant-enabled"
         ),
         rates=(1e-2, 2e-2, 4e-2),
-        decays=(0.1,),
-        seeds=(0, 1, 2),
         credit="--c3o-probe-interval 2 --c3o-audit-interval 4",
     ),
     "B": Tier(
-        flags=(
-            f"{MEDIUM} --seq-len 512 --steps 150 --adam-lr 3e-3 --val-max-tokens 524288 --source-prefetch 8"
-            " --no-instant-enabled"
-        ),
+        flags=f"{MEDIUM} --seq-len 512 --steps 150 --no-instant-enabled",
         rates=(5e-3, 1e-2, 2e-2),
-        decays=(0.1,),
-        seeds=(0, 1, 2),
         credit="--c3o-probe-interval 4 --c3o-audit-interval 8",
     ),
     "A": Tier(
-        flags=f"{MEDIUM} --seq-len 1024 --steps 800 --adam-lr 3e-3 --val-max-tokens 524288 --source-prefetch 8",
+        flags=f"{MEDIUM} --seq-len 1024 --steps 800",
         rates=(2e-3, 4e-3, 8e-3),
         decays=(0.05, 0.1, 0.2),
         seeds=(0, 1, 2, 3, 4),

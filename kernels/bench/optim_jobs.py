@@ -1,7 +1,7 @@
 """Carries a plan of runs out: one by one in this process, or several at a time, each in a process of its own.
 
-A training of the benchmark's size waits for its host, so that several of them share one large GPU well. The plan is
-made again from the log after every run, and a run is written to the log as soon as it ends.
+Several trainings of the benchmark's size share one large GPU: eight gave twice the runs of one (docs/optimizers.md).
+The plan is made again from the log after every run, and a run is written to the log as soon as it ends.
 """
 
 from __future__ import annotations
