@@ -17,10 +17,11 @@ from sigma.build import build_trainer, optimizers_of
 from sigma.config.parse import parse
 from sigma.config.presets import resolve
 from sigma.model.layout import cu_seqlens_of
+from sigma.optim.build import OptimizerSet
 from sigma.train.feature import StepState
 from sigma.train.kernel_stamp import KernelStamp
 from sigma.train.loop import Trainer
-from sigma.train.rehearsal import blank_batch, few_of_each, make_kernels, rehearse_model, rehearse_optimizer
+from sigma.train.rehearsal import Few, blank_batch, few_of_each, make_kernels, rehearse_model, rehearse_optimizer
 from sigma_kernels import counters, dispatch
 from sigma_kernels.ahead import KernelsAhead
 from sigma_kernels.orthogonalise.reference import TorchProducts
@@ -99,11 +100,16 @@ def test_a_start_compiles_the_kernels_of_its_first_step_and_no_others(tmp_path, 
     assert trainer.startup["startup_kernels_s"] > 0
 
 
+def twin_of(trainer: Trainer, few: Few) -> OptimizerSet:
+    model: Any = trainer.model
+    return optimizers_of(trainer.config, model, few)
+
+
 def rehearse(trainer: Trainer) -> None:
     ctx, optimizers = trainer.stepper.context(), trainer.stepper.optimizers
     rehearse_model(ctx, 2, 24)
     if few := few_of_each(optimizers):
-        rehearse_optimizer(ctx, optimizers_of(trainer.config, trainer.model, few))  # type: ignore[arg-type]
+        rehearse_optimizer(ctx, twin_of(trainer, few))
 
 
 def counted_by_a_forward(trainer: Trainer) -> dict[str, int]:
@@ -181,13 +187,14 @@ def test_the_peak_of_memory_that_a_run_reports_is_not_that_of_the_rehearsal(tmp_
     trainer = build(tmp_path)
     stepper: Any = trainer.stepper
     stepper.settings = replace(stepper.settings, device=torch.device("cuda"))
-    done: list[str] = []
+    done: list[Any] = []
     monkeypatch.setattr("sigma.train.rehearsal.KernelsAhead", Pool)
     monkeypatch.setattr("sigma.train.rehearsal.rehearse_model", lambda ctx, rows, length: done.append("model"))
     monkeypatch.setattr("sigma.train.rehearsal.rehearse_optimizer", lambda ctx, twin: done.append(twin))
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: done.append(f"reset {device}"))
-    assert make_kernels(KernelStamp(tmp_path, {}), stepper, lambda few: "twin", 24)["kernels_ahead"] == 38  # type: ignore
-    assert done == ["model", "twin", "reset cuda"]
+    made = make_kernels(KernelStamp(tmp_path, {}), stepper, lambda few: stepper.optimizers, 24)
+    assert made["kernels_ahead"] == 38
+    assert done == ["model", stepper.optimizers, "reset cuda"]
     trainer.close()
 
 
@@ -195,7 +202,7 @@ def test_few_parameters_stand_for_every_batch_of_matrices(tmp_path):
     trainer = build(tmp_path, n_layers=6)
     optimizers = trainer.stepper.optimizers
     few = few_of_each(optimizers)
-    twin = optimizers_of(trainer.config, trainer.model, few)  # type: ignore[arg-type]
+    twin = twin_of(trainer, few)
     assert optimizers.matrix is not None
     assert twin.matrix is not None
     kinds = {(b.rows, b.columns, b.peak_lr): min(b.count, 2) for b in optimizers.matrix.batches}
