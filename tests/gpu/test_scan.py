@@ -20,13 +20,12 @@ SISO = Shape(B=1, T=4096, H=4, P=64, N=128, S=32, G=1)
 MIMO = Shape(B=1, T=4096, H=4, P=64, N=128, S=32, G=1, R=4)
 SMALL_STATE = Shape(B=1, T=4096, H=4, P=64, N=64, S=16, G=1, R=4)
 NORM = Shape(B=1, T=4096, H=4, P=64, N=64, S=16, G=1, R=4, y_norm=True)
-# In bf16 y of rank 4 is off by 3.4e-3 with a state of 64 (gate 3e-3), by 2.1e-3 with 128.
-# The norm makes small rows of Y as large as the others, and with them what bf16 rounded off.
+# With a norm d dt_bias is off by 1.3e-2 in bf16 (gate 1e-2): a sum over all steps of what nearly cancels.
 LONG = [
     pytest.param(SISO, torch.bfloat16, id="siso-bf16"),
     pytest.param(SISO, torch.float32, id="siso-fp32"),
     pytest.param(MIMO, torch.bfloat16, id="mimo-bf16"),
-    pytest.param(SMALL_STATE, torch.float16, id="mimo-small-state-fp16"),
+    pytest.param(SMALL_STATE, torch.bfloat16, id="mimo-small-state-bf16"),
     pytest.param(NORM, torch.float16, id="mimo-norm-fp16"),
     pytest.param(NORM, torch.float32, id="mimo-norm-fp32"),
 ]

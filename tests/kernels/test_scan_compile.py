@@ -18,8 +18,8 @@ CONSUMER_SHARED_MEMORY = 99 * 1024
 # Bytes of local memory, rank 1 and rank 4, with the matrix products of sm_90 and sm_100 and with those of the others.
 WARPGROUP_SPILLS = {
     "chunk_outer_backward_kernel": (0, 8),
-    "scan_output_kernel": (0, 56),
-    "value_gradient_kernel": (48, 280),
+    "scan_output_kernel": (0, 16),
+    "value_gradient_kernel": (32, 264),
     "matrix_gradient_kernel": (88, 0),
 }
 WARP_SPILLS = {"value_gradient_kernel": (72, 128)}
@@ -30,6 +30,7 @@ HALF = {
     "angle_ptr", "ddd_dt_ptr", "ddd_a_ptr", "dtrap_ptr",
 }  # fmt: skip
 INTEGERS = {"phase_ptr": "*i16", "total_ptr": "*i32", "sequence_ptr": "*i32"}
+BIASES = {"q_bias_ptr", "k_bias_ptr"}  # fp16 with ranks
 UNALIGNED = {"restart_blocks", "chunks", "steps"}
 ABSENT = {"sequence_ptr", "valid_ptr", "next_ptr", "previous_ptr", "initial_ptr"}
 MIMO = {"expand_x_ptr", "expand_z_ptr", "combine_ptr", "dexpand_x_ptr", "dexpand_z_ptr", "dcombine_ptr"}
@@ -79,6 +80,8 @@ def type_of(name: str, rank: int, norm: bool) -> str | None:
     """The type of one argument, as `compile_kernel` takes it. Only the norm's kernel is compiled for a norm."""
     if name in ABSENT or (rank == 1 and name in MIMO) or (not norm and name == "norm_ptr"):
         return None
+    if rank > 1 and name in BIASES:
+        return "*fp16"
     if name.endswith("_ptr"):
         return INTEGERS.get(name, "*bf16" if name in HALF else "*fp32")
     return "i32" if name in UNALIGNED else "i32:16"

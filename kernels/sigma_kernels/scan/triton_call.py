@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -164,6 +164,15 @@ class Inputs:
     def matrices(self) -> tuple[Tensor, ...]:
         """What every kernel that multiplies reads first."""
         return self.q, self.k, self.q_bias, self.k_bias
+
+    def narrow_biases(self) -> Inputs:
+        """With the biases as the launches of a 16-bit call with ranks read them, fp16: within 2^-12.
+
+        Each row of ranks reads its own bias; in fp32 that is as much of the L1 as all other reads of a program.
+        """
+        if self.k_bias.shape[1] == 1 or self.x.dtype.itemsize > 2:
+            return self
+        return replace(self, q_bias=self.q_bias.half(), k_bias=self.k_bias.half())
 
     def strides(self) -> tuple[int, ...]:
         """The row strides of the control projection."""

@@ -108,7 +108,7 @@ SISO = Tiles(
     over_heads=ChannelLaunch(1, None, 32),
     sum_rows=16,
 )
-MIMO = replace(SISO, over_heads=ChannelLaunch(1), value=ChannelLaunch(4, None, 32), matrix=ChannelLaunch(4, None, 32))
+MIMO = replace(SISO, value=ChannelLaunch(4, None, 32), matrix=ChannelLaunch(4, None, 32), sum_rows=32)
 """With the matrix products of sm_90 and sm_100, whose operands lie in shared memory."""
 
 _EIGHT = ChannelLaunch(8)

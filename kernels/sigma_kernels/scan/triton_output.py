@@ -75,9 +75,13 @@ def raw_output(
     scale = tl.load(scale_ptr + own + row, mask=inside, other=0.0)
     gamma = tl.load(gamma_ptr + own + row, mask=inside, other=0.0)
     _, weight = row_weights(g, scale, gamma, g_ptr + own, scale_ptr + own, start, sequence_ptr, T, STEPS, RANK)
-    x = value_rows(x_ptr, expand_x_ptr, rank, head, T - start, stride_t, P, R, BLOCK_P).to(dtype)
-    y = tl.dot((dots * weight).to(dtype), x, y, input_precision=PRECISION)
-    return y + tl.load(skip_ptr + head) * x.to(tl.float32), row, rank, inside
+    mixing = (dots * weight).to(dtype)
+    x = value_rows(x_ptr, expand_x_ptr, rank, head, T - start, stride_t, P, R, BLOCK_P)
+    upper = x.to(dtype)
+    y = tl.dot(mixing, upper, y, input_precision=PRECISION)
+    if expand_x_ptr is not None and dtype != tl.float32:  # what rounding the expanded x left over
+        y = tl.dot(mixing, (x - upper.to(tl.float32)).to(dtype), y, input_precision=PRECISION)
+    return y + tl.load(skip_ptr + head) * x, row, rank, inside
 
 
 @triton.jit

@@ -56,12 +56,12 @@ class ScanFn(Function):
     @staticmethod
     def forward(ctx: Any, *tensors: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         counters.add("scan.forward")
-        given = Inputs(*tensors)
+        given = Inputs(*tensors).narrow_biases()
         n = Sizes.of(given)
         with torch.cuda.device_of(given.x):
             y, starts, final, phases = launch_forward(n, given)
         ctx.n = n
-        ctx.save_for_backward(*tensors, starts, final)
+        ctx.save_for_backward(*vars(given).values(), starts, final)
         total_BHS = phases.total_BHCS.sum(2, dtype=torch.int32)
         ctx.mark_non_differentiable(total_BHS)
         return y, final, total_BHS
@@ -262,7 +262,8 @@ def over_heads(
     rank, channels = padded_rank(n.R), n.channels(n.tiles.over_heads)
     steps = max(1, n.tiles.sum_rows // rank)
     blocks = -(-n.T // steps)
-    out, biases = torch.empty_like(matrix), bias.new_empty(n.B * blocks, *bias.shape)
+    out = torch.empty_like(matrix)
+    biases = torch.empty(n.B * blocks, *bias.shape, dtype=torch.float32, device=bias.device)
     over_heads_kernel[(blocks, n.G * channels["PARTS"], n.B)](
         head_BTRHN, phases.phase_BHTS, out, biases, n.T, n.H,
         S=n.S, N=n.N, G=n.G, R=n.R, RANK=rank, STEPS=steps, HALF=channels["HALF"], STAGES=stages(OVER_HEADS_STAGES),

@@ -94,8 +94,8 @@ def matrix_rows(
         u1 += tl.load(own + split, mask=column < N // 2, other=0.0)[None, :]
     else:
         own = bias_ptr + ((head * R + rank) * N)[:, None] + column[None, :]
-        u0 += tl.load(own, mask=low, other=0.0)
-        u1 += tl.load(own + split, mask=high, other=0.0)
+        u0 += tl.load(own, mask=low, other=0.0).to(tl.float32)
+        u1 += tl.load(own + split, mask=high, other=0.0).to(tl.float32)
     return u0, u1
 
 

@@ -35,7 +35,7 @@ def scan_tunable(
         **dict.fromkeys(("output", "value", "matrix", "outer") + (("norm_backward",) if norm else ()), TILED_LAUNCHES),
         "over_heads": [[warps, None, pairs] for warps in (1, 2) for pairs in (32, 64)],
         **dict.fromkeys(("phase", "phase_backward", "state_pass"), SMALL_LAUNCHES),
-        "sum_rows": [4, 8, 16],
+        "sum_rows": [8, 16, 32],
         "heads_phase": [1, 2, 4, 8, 16],
     }
     generator = torch.Generator(device).manual_seed(0)
