@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 
 from sigma_kernels import counters, dispatch
+from sigma_kernels.ahead import KernelsAhead
 from sigma_kernels.bitlinear.op import quantize_activation, scale_rows
 from sigma_kernels.row_tiles import WIDEST, row_tile
 from tests.kernels.compile_only import EVERY_CAPABILITY, compile_kernel
+from tests.kernels.fake_gpu import fake_gpu
 from tests.kernels.row_cases import expert_step, normal, product_step, same_bits
 
 MOST_REGISTERS = 64  # of a thread: 32 resident warps per multiprocessor
@@ -89,3 +93,19 @@ def test_scaled_rows_spill_nothing(width, types, capability):
     )  # fmt: skip
     assert usage.spilled_bytes == 0
     assert usage.registers <= MOST_REGISTERS
+
+
+def test_a_rehearsal_compiles_what_a_product_launches_and_fuses_no_product_with_a_sum(tmp_path):
+    pytest.importorskip("triton")
+    x = normal(16, 64)
+    with fake_gpu(tmp_path) as gpu, KernelsAhead() as kernels:
+        with kernels.rehearsal():
+            product_step(x, torch.bfloat16)
+        assert kernels.wait() == 4
+        compiled = sorted(gpu.loaded)
+        assert compiled == ["_quantize_rows_fwd_kernel"] + ["_scale_rows_fwd_kernel"] * 3
+        product_step(x, torch.bfloat16)
+        assert sorted(gpu.loaded) == compiled, "the step has compiled something more"
+        assert len(gpu.launched) == 5  # the gradient of the weight needs the codes again
+    for code in tmp_path.glob("*/*.ptx"):
+        assert re.findall(r"\bfma\b", code.read_text()) == []
