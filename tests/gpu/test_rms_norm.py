@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from sigma_kernels import counters, dispatch
-from sigma_kernels.rms_norm.op import WIDEST, rms_norm
+from sigma_kernels.rms_norm.op import rms_norm
+from sigma_kernels.row_tiles import WIDEST
 from tests.kernels.rms_norm_cases import exact, make_inputs, run
 from tests.kernels.tolerance import assert_close
 

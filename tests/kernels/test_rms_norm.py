@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from sigma_kernels import counters, dispatch
-from sigma_kernels.rms_norm.op import WIDEST, rms_norm
+from sigma_kernels.rms_norm.op import rms_norm
 from sigma_kernels.rms_norm.reference import rms_norm_reference
+from sigma_kernels.row_tiles import WIDEST
 from tests.kernels.compile_only import EVERY_CAPABILITY, compile_kernel
 from tests.kernels.rms_norm_cases import exact, make_inputs, run
 from tests.kernels.tolerance import assert_close

@@ -18,8 +18,16 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from sigma_kernels import counters
-from sigma_kernels.bitlinear.reference import quantize_activation_reference, quantize_weight_reference
+from sigma_kernels import counters, dispatch
+from sigma_kernels.bitlinear.reference import (
+    quantize_activation_reference,
+    quantize_weight_reference,
+    scale_rows_reference,
+)
+from sigma_kernels.row_tiles import WIDEST
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+"""What the kernels compute in fp32 and round once."""
 
 
 def quantize_weight(w: Tensor) -> tuple[Tensor, Tensor]:
@@ -33,9 +41,38 @@ def quantize_weight(w: Tensor) -> tuple[Tensor, Tensor]:
     return quantize_weight_reference(w)
 
 
-def quantize_activation(x: Tensor) -> tuple[Tensor, Tensor]:
-    """int8 codes and fp32 scale of every row of `x` (`[..., K]` -> `[..., K]`, `[...]`)."""
-    return quantize_activation_reference(x)
+def quantize_activation(x: Tensor, dtype: torch.dtype = torch.int8) -> tuple[Tensor, Tensor]:
+    """Codes and fp32 scale of every row of `x` (`[..., K]` -> `[..., K]`, `[...]`); Triton on CUDA, else the reference.
+
+    The codes are integers of at most 127 in `dtype`, so that a product can read them as they are. The bits are those
+    of the reference. fp64 has fp64 scales, and no kernel.
+    """
+    limit = None
+    if x.dtype not in FLOATS or dtype not in (*FLOATS, torch.int8):
+        limit = f"the kernel does not turn {x.dtype} into codes in {dtype}"
+    elif not 1 <= x.shape[-1] <= WIDEST:
+        limit = f"the kernel takes rows of 1 to {WIDEST} elements"
+    if dispatch.use_triton("quantize_rows", x, limit=limit):
+        from sigma_kernels.bitlinear.quantize_kernel import launch_quantize_rows
+
+        return launch_quantize_rows(x, dtype)
+    codes, scale = quantize_activation_reference(x)
+    return codes.to(dtype), scale
+
+
+def scale_rows(a_MN: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
+    """`a_MN` times the `factor` of each row (`[M]`, or a scalar for all), rounded once to `dtype`; no gradient.
+
+    Triton on CUDA, else the reference, with the same bits.
+    """
+    limit = None
+    if a_MN.dtype not in FLOATS or dtype not in FLOATS or factor.dtype != torch.float32:
+        limit = f"the kernel does not turn {a_MN.dtype} times {factor.dtype} into {dtype}"
+    if dispatch.use_triton("scale_rows", a_MN, factor, limit=limit):
+        from sigma_kernels.bitlinear.scale_kernel import launch_scale_rows
+
+        return launch_scale_rows(a_MN, factor, dtype)
+    return scale_rows_reference(a_MN, factor, dtype)
 
 
 def bit_linear(x: Tensor, weight: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
@@ -81,12 +118,6 @@ def no_autocast(x: Tensor) -> torch.autocast:
     return torch.autocast(x.device.type, enabled=False)
 
 
-def _scaled(acc: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
-    """`acc * factor` rounded once to `dtype`."""
-    out = acc if acc.dtype == dtype else torch.empty_like(acc, dtype=dtype)
-    return torch.mul(acc, factor, out=out)
-
-
 class BitLinearFn(torch.autograd.Function):
     """The ternary product with straight-through gradients."""
 
@@ -96,10 +127,9 @@ class BitLinearFn(torch.autograd.Function):
         ctx.dtype, ctx.weight_dtype = dtype, weight.dtype
         counters.add("bitlinear.forward")
         with no_autocast(x):
-            codes_MK, scale_M = quantize_activation(x.reshape(-1, x.shape[-1]))
-            y_MN = matmul(codes_MK, codes.mT, dtype)
-            y_MN = _scaled(y_MN, (scale_M * scale)[:, None], dtype)
-        return y_MN.view(*x.shape[:-1], -1)
+            codes_MK, scale_M = quantize_activation(x.reshape(-1, x.shape[-1]), dtype)
+            y_MN = scale_rows(matmul(codes_MK, codes.mT, dtype), scale_M * scale, dtype)
+        return y_MN.view(*x.shape[:-1], codes.shape[0])
 
     @staticmethod
     @once_differentiable
@@ -110,11 +140,12 @@ class BitLinearFn(torch.autograd.Function):
         grad_MN = grad.reshape(-1, grad.shape[-1])
         with no_autocast(x):
             if ctx.needs_input_grad[0]:
-                grad_x = _scaled(matmul(grad_MN, codes, ctx.dtype), scale, x.dtype).view_as(x)
+                grad_x = scale_rows(matmul(grad_MN, codes, ctx.dtype), scale, x.dtype).view_as(x)
             if ctx.needs_input_grad[1]:
                 # the row scale goes to the gradient, so that the codes enter the product exactly
-                codes_MK, scale_M = quantize_activation(x.reshape(-1, x.shape[-1]))
-                grad_weight = matmul((grad_MN * scale_M[:, None]).mT, codes_MK, ctx.dtype).to(ctx.weight_dtype)
+                codes_MK, scale_M = quantize_activation(x.reshape(-1, x.shape[-1]), ctx.dtype)
+                left_MN = scale_rows(grad_MN, scale_M, ctx.dtype)
+                grad_weight = matmul(left_MN.mT, codes_MK, ctx.dtype).to(ctx.weight_dtype)
         return grad_x, grad_weight, None, None, None
 
 

@@ -43,6 +43,12 @@ def quantize_activation_reference(x: Tensor) -> tuple[Tensor, Tensor]:
     return codes.to(torch.int8), (largest / full)[..., 0]
 
 
+def scale_rows_reference(a_MN: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Every row times its factor (`[M]`, or a scalar for all), in the wider dtype of both, rounded once to `dtype`."""
+    out = torch.empty(a_MN.shape, dtype=dtype, device=a_MN.device)
+    return torch.mul(a_MN, factor.reshape(-1, 1), out=out)
+
+
 def fake_quantize_weight(w: Tensor) -> Tensor:
     """`scale * codes` with the gradient of the identity."""
     codes, scale = quantize_weight_reference(w.detach())

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from sigma_kernels import counters, dispatch
-from sigma_kernels.bitlinear.op import compute_dtype, matmul, no_autocast, quantize_activation
+from sigma_kernels.bitlinear.op import compute_dtype, matmul, no_autocast, quantize_activation, scale_rows
 from sigma_kernels.experts.reference import expert_spans
 
 _GROUPED_MM_MAJORS = (9, 10)
@@ -147,9 +147,11 @@ def _accumulator(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def _operand(x: Tensor, rows: ExpertSort, gather: bool, ternary: bool) -> tuple[Tensor, Tensor | None]:
+def _operand(
+    x: Tensor, rows: ExpertSort, gather: bool, ternary: bool, dtype: torch.dtype
+) -> tuple[Tensor, Tensor | None]:
     """The sorted rows `[M, K]` as the product reads them, and their scale `[M]`: quantise first, then copy."""
-    data, scale = quantize_activation(x) if ternary else (x, None)
+    data, scale = quantize_activation(x, dtype) if ternary else (x, None)
     if not gather:
         return data, scale
     token_M = rows.token_M
@@ -157,16 +159,19 @@ def _operand(x: Tensor, rows: ExpertSort, gather: bool, ternary: bool) -> tuple[
 
 
 def _product(*factors: Tensor | None) -> Tensor | None:
-    """The product of the factors that are there, as a column; None when none is."""
+    """The product of the factors that are there, one for each row; None when none is."""
     result = None
     for factor in factors:
         if factor is not None:
             result = factor if result is None else result * factor
-    return None if result is None else result[:, None]
+    return result
 
 
-def _times(x: Tensor, factor: Tensor | None) -> Tensor:
-    return x if factor is None else x * factor
+def _times(x_MN: Tensor, factor_M: Tensor | None, dtype: torch.dtype | None = None) -> Tensor:
+    """Rows times their factors in `dtype`, which by default loses nothing."""
+    if factor_M is None:
+        return x_MN if dtype is None else x_MN.to(dtype)
+    return scale_rows(x_MN, factor_M, dtype or torch.promote_types(x_MN.dtype, factor_M.dtype))
 
 
 class ExpertLinearFn(torch.autograd.Function):
@@ -191,10 +196,10 @@ class ExpertLinearFn(torch.autograd.Function):
         ctx.gather, ctx.dtype, ctx.top_k = gather, dtype, rows.top_k
         counters.add("experts.forward")
         with no_autocast(x):
-            data_MK, scale_M = _operand(x, rows, gather, ctx.ternary)
+            data_MK, scale_M = _operand(x, rows, gather, ctx.ternary, dtype)
             y_MN = _Grouped(x, used, rows, dtype).matmul(data_MK, used.mT)
             factor = _product(scale_M, None if scale is None else scale[rows.expert_M], gate)
-            return _times(y_MN, factor).to(dtype)
+            return _times(y_MN, factor, dtype)
 
     @staticmethod
     @once_differentiable
@@ -206,7 +211,7 @@ class ExpertLinearFn(torch.autograd.Function):
         counters.add("experts.backward")
         with no_autocast(x):
             grouped = _Grouped(x, used, rows, ctx.dtype)
-            data_MK, scale_M = _operand(x, rows, ctx.gather, ctx.ternary)
+            data_MK, scale_M = _operand(x, rows, ctx.gather, ctx.ternary, ctx.dtype)
             if need_x or need_gate:
                 grad_MK = _times(
                     grouped.matmul(grad_MN, used), _product(None if scale is None else scale[rows.expert_M])
@@ -216,7 +221,7 @@ class ExpertLinearFn(torch.autograd.Function):
                 grad_x = _times(grad_MK, _product(gate))
                 grad_x = (_sum_choices(grad_x, rows.inverse_M, rows.top_k) if ctx.gather else grad_x).to(x.dtype)
             if need_weight:
-                left_MN = _times(grad_MN, _product(scale_M, gate))
+                left_MN = _times(grad_MN, _product(scale_M, gate), ctx.dtype)
                 grad_weight = grouped.outer(left_MN, data_MK, used.shape[0]).to(ctx.weight_dtype)
         return grad_x, grad_weight, None, None, grad_gate, None, None, None
 

@@ -18,9 +18,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from sigma_kernels import counters, dispatch
+from sigma_kernels.row_tiles import dense_rows, row_tile
 
-# Elements in a tile: 16 per thread with 4 warps keeps two loads of each tensor in flight without spilling.
-TILE = 2048
 # Resident warps per multiprocessor in the backward, which allows each thread 128 registers.
 BACKWARD_WARPS = 16
 
@@ -148,16 +147,8 @@ def launch_backward(
 
 
 def tile_of(width: int, statistics: torch.dtype) -> dict[str, Any]:
-    """The compile-time arguments for rows of `width` elements: about 16 elements a thread, 4 to 16 warps."""
-    block_d = 1 << (width - 1).bit_length()
-    block_rows = max(1, TILE // block_d)
-    return {
-        "D": width,
-        "BLOCK_D": block_d,
-        "BLOCK_ROWS": block_rows,
-        "ACC": tl.float64 if statistics == torch.float64 else tl.float32,
-        "num_warps": min(16, max(4, block_d * block_rows // 512)),
-    }
+    """The compile-time arguments for rows of `width` elements."""
+    return row_tile(width) | {"D": width, "ACC": tl.float64 if statistics == torch.float64 else tl.float32}
 
 
 @overload
@@ -165,11 +156,7 @@ def _rows(tensor: Tensor) -> Tensor: ...
 @overload
 def _rows(tensor: Tensor | None) -> Tensor | None: ...
 def _rows(tensor: Tensor | None) -> Tensor | None:
-    """`[..., D]` as `[rows, D]` with dense rows; copies only what no single row stride describes."""
-    if tensor is None:
-        return None
-    rows = tensor.reshape(-1, tensor.shape[-1])
-    return rows if rows.stride(1) == 1 or rows.shape[1] == 1 else rows.contiguous()
+    return None if tensor is None else dense_rows(tensor)
 
 
 def _stride(rows: Tensor | None) -> int:

@@ -9,9 +9,7 @@ from torch import Tensor
 from sigma_kernels import dispatch
 from sigma_kernels.counted import count_reference
 from sigma_kernels.rms_norm.reference import rms_norm_reference
-
-# A row lives in the registers of one program; beyond this it would spill.
-WIDEST = 16384
+from sigma_kernels.row_tiles import WIDEST
 
 
 @overload
