@@ -263,6 +263,9 @@ def main(arguments: list[str]) -> int:
     chosen = parser.parse_args(arguments)
     if chosen.jobs < 1 or (chosen.time and chosen.jobs > 1):
         parser.error("--jobs is at least 1, and with --time 1: times are taken with the device alone")
+    registered = TIERS[chosen.tier]
+    if chosen.only not in (None, *registered.contenders, *registered.placebos):
+        parser.error(f"--only {chosen.only}: tier {chosen.tier} does not run it")
     if chosen.report:
         write_report([*read_log(chosen.log).values(), *read_log(chosen.log, "timing").values()])
         return DONE

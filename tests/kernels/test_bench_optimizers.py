@@ -78,6 +78,16 @@ def test_a_tier_runs_its_own_contenders_and_adamw_at_its_share_of_the_rates(benc
     assert [run.lr for run in bench.optim.grid("A", "normuon")] == [2.5e-3, 5e-3, 1e-2]
 
 
+def test_what_a_tier_does_not_run_is_refused_and_not_taken_for_done(
+    bench: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("c3o-soapmuon", "gnprox-text-labels"):
+        with pytest.raises(SystemExit) as stopped:
+            bench.optim.main(["--tier", "A", "--only", name, "--plan", "--log", str(tmp_path / "runs.jsonl")])
+        assert stopped.value.code == 2
+        assert f"--only {name}: tier A does not run it" in capsys.readouterr().err
+
+
 def test_a_run_that_failed_is_worse_than_any_other_and_is_not_run_again(bench: SimpleNamespace) -> None:
     optim, rows = bench.optim, {}
     for run in optim.grid("S", "muon"):

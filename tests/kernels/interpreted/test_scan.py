@@ -10,9 +10,10 @@ import torch
 from triton.runtime import interpreter
 
 from sigma_kernels import counters
-from sigma_kernels.scan import triton_prefetch
+from sigma_kernels.scan import triton_prefetch, triton_scan
 from sigma_kernels.scan.op import mamba3_scan
 from sigma_kernels.scan.reference import mamba3_scan_reference
+from sigma_kernels.scan.state import Mimo
 from tests.kernels.scan_cases import Shape, make_case, run
 from tests.kernels.scan_gates import assert_within_gates
 
@@ -89,6 +90,52 @@ def test_in_16_bits_everything_is_within_its_gate(rank, norm):
     case.inputs = {name: t.to(dtype) for name, t in case.inputs.items()}
     exact.inputs = {name: t.to(dtype).double() for name, t in exact.inputs.items()}
     assert_within_gates(run(mamba3_scan, case), run(mamba3_scan_reference, exact), dtype)
+
+
+@pytest.mark.parametrize("by_skip", [False, True], ids=["inside-a-step", "by-D"])
+def test_y_has_the_difference_of_two_ranks_that_agree_in_16_bits(by_skip):
+    shape, dtype = Shape(B=1, T=1, H=1, P=16, N=2, S=0, G=1, R=2), torch.float16
+    case, exact = make_case(shape, torch.float32), make_case(shape, torch.float64)
+    one, up_down = torch.ones(1, 2, 16), torch.tensor([1.0, -1.0])[None, :, None]
+    nearly_one = one.clone()
+    nearly_one[:, 0] += 2**-12
+    for where in (case, exact):  # rank 0 minus rank 1: with x = 1 both are 1 in fp16
+        where.inputs["x_BTHP"].fill_(1)
+        where.parameters["in_norm_N"].zero_()
+        where.parameters["in_bias_HRN"] = (up_down * (not by_skip)).expand(1, 2, 2).to(where.parameters["skip_H"])
+        where.parameters["out_bias_HRN"].fill_(1024)
+        where.parameters["skip_H"].fill_(1024 * by_skip)
+        combine = up_down.expand(1, 2, 16) if by_skip else one
+        where.parameters["mimo"] = Mimo(*(t.to(where.parameters["skip_H"]) for t in (nearly_one, one, combine)))
+    case.inputs = {name: t.to(dtype) for name, t in case.inputs.items()}
+    exact.inputs = {name: t.double() for name, t in case.inputs.items()}
+    y, want = (scan(**c.inputs, **c.parameters) for scan, c in ((mamba3_scan, case), (mamba3_scan_reference, exact)))
+    assert want.abs().max() > 1e-3
+    assert_within_gates({"y": y}, {"y": want}, dtype)
+
+
+def test_gradients_of_narrow_biases_are_not_bound_by_their_range():
+    shape, dtype = Shape(B=1, T=37, H=2, P=16, G=1, R=2), torch.bfloat16
+    case, grads = make_case(shape, torch.float32), []
+    case.inputs = {name: t.to(dtype) for name, t in case.inputs.items()}
+    biases = [case.parameters[name].requires_grad_() for name in ("in_bias_HRN", "out_bias_HRN")]
+    for scale in (1.0, 2.0**20):
+        y = mamba3_scan(**case.inputs, **case.parameters)
+        grads.append(torch.autograd.grad(y, biases, torch.full_like(y, scale)))
+    for small, large in zip(*grads, strict=True):
+        assert large.abs().max() > torch.finfo(torch.float16).max
+        assert torch.equal(large, small * 2**20)
+
+
+@pytest.mark.parametrize("rank", [1, 2])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+def test_biases_are_read_in_16_bits_where_each_row_has_its_own_and_x_has_16(rank, dtype, monkeypatch):
+    forward, seen = triton_scan.launch_forward, []
+    monkeypatch.setattr(triton_scan, "launch_forward", lambda n, given: (seen.append(given), forward(n, given))[1])
+    case = make_case(Shape(B=1, T=3, H=1, P=4, G=1, R=rank), torch.float32)
+    mamba3_scan(**{name: t.to(dtype) for name, t in case.inputs.items()}, **case.parameters)
+    wanted = torch.float16 if rank > 1 and dtype != torch.float32 else torch.float32
+    assert {seen[0].q_bias.dtype, seen[0].k_bias.dtype} == {wanted}
 
 
 @pytest.mark.parametrize("rank", [1, 4])
