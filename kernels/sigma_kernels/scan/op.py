@@ -104,8 +104,8 @@ def mamba3_scan(
     return count_reference("scan", y_BTHP)[0], state
 
 
-WIDEST_HEAD, WIDEST_STATE, HIGHEST_RANK = 128, 256, 16
-"""What the kernels' tiles hold."""
+WIDEST_HEAD, WIDEST_STATE, HIGHEST_RANK = 128, 256, 4
+"""What the kernels' tiles hold. Rank 8 spills thousands of bytes and does not compile for sm_100, 16 not for sm_90."""
 
 LONGEST, LARGEST_BATCH = 2**20 - 16, 2**15 - 1
 """What a launch grid holds: 65,535 chunks of at least 16 steps, and as many rows in two parts."""

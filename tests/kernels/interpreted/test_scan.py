@@ -9,7 +9,7 @@ import pytest
 import torch
 from triton.runtime import interpreter
 
-from sigma_kernels import counters
+from sigma_kernels import counters, dispatch
 from sigma_kernels.scan import triton_prefetch, triton_scan
 from sigma_kernels.scan.op import mamba3_scan
 from sigma_kernels.scan.reference import mamba3_scan_reference
@@ -136,6 +136,12 @@ def test_biases_are_read_in_16_bits_where_each_row_has_its_own_and_x_has_16(rank
     mamba3_scan(**{name: t.to(dtype) for name, t in case.inputs.items()}, **case.parameters)
     wanted = torch.float16 if rank > 1 and dtype != torch.float32 else torch.float32
     assert {seen[0].q_bias.dtype, seen[0].k_bias.dtype} == {wanted}
+
+
+def test_a_rank_beyond_the_tiles_of_the_kernels_is_refused_by_them():
+    case = make_case(Shape(B=1, T=3, H=1, P=4, G=1, R=5), torch.float32)
+    with pytest.raises(dispatch.BackendError, match="R <= 4"):
+        mamba3_scan(**case.inputs, **case.parameters)
 
 
 @pytest.mark.parametrize("rank", [1, 4])
