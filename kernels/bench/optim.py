@@ -106,8 +106,8 @@ TIERS = {
 }
 """S: 0.11 M parameters, 102 k tokens. A: 13.1 M beside the embedding, 65,536 tokens a step, 52.4 M tokens, which are
 about 6 epochs of the bundled corpus. B: the model of A for 4.9 M tokens, half an epoch, 32,768 a step; the whole plan
-takes minutes of one H200. Before its first run A was cut to its finalists, one decay and the rates around the best
-ones of B: nine contenders with three decays would take hours."""
+takes minutes of one H200. Before its first run A was cut to what the documentation promises something of, one decay and
+three rates up to the best one of B (for adamw around it): nine contenders with three decays would take hours."""
 
 
 @dataclass(frozen=True)

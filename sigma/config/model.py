@@ -21,7 +21,9 @@ class ModelSection:
     ssm_state: int | None = opt(None, "State size N of a Mamba-3 head.", low=4, high=1024)
     ssm_head_dim: int = opt(64, "Channels P of a Mamba-3 head.", low=4, high=256)
     ssm_expand: float | None = opt(None, "Inner width of a Mamba-3 mixer divided by d-model.", low=0.25, high=8)
-    mimo_rank: int | None = opt(None, "MIMO rank R of the Mamba-3 scan; 1 is SISO, above 4 there are no fused kernels.", low=1, high=16)
+    mimo_rank: int | None = opt(
+        None, "MIMO rank R of the Mamba-3 scan; 1 is SISO, above 4 there are no fused kernels.", low=1, high=16
+    )
     ssm_groups: int = opt(1, "Groups G that share the SSM input and output matrices.", low=1)
     ssm_rope_fraction: float = opt(
         0.5, "Share of the state channels that rotate; 0 switches the rotation off.", low=0, high=1

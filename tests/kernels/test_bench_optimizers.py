@@ -162,8 +162,13 @@ def test_a_timing_run_is_no_result(bench: SimpleNamespace, tmp_path: Path, monke
 
 
 def test_the_page_is_what_the_log_says(bench: SimpleNamespace) -> None:
-    rows = [row for run, row in bench.optim.read_log().items() if run.tier == "S"]
-    assert bench.optim_report.section("S", rows) in bench.optim_report.PAGE.read_text()
+    page = bench.optim_report.PAGE.read_text()
+    for tier in bench.optim.TIERS:
+        rows, timings = (
+            [row for run, row in bench.optim.read_log(kind=kind).items() if run.tier == tier]
+            for kind in ("run", "timing")
+        )
+        assert bench.optim_report.section(tier, rows, timings) in page
 
 
 def test_a_placebo_trains_and_a_shorter_run_has_batches_of_its_own(bench: SimpleNamespace) -> None:
