@@ -101,7 +101,7 @@ def refusal(argv: list[str], args_file: Path | None, cwd: Path) -> str | None:
 FLAGS = [*run_flags(), "--no-resume", "--gn-eps", "--nope", "@args.txt", "-1", "0.5", "x", "--lr=1"]
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.one_of(st.binary(max_size=200), st.text(max_size=100).map(lambda text: text.encode("utf-8", "replace"))))
 def test_any_bytes_parse_or_raise_one_line(tmp_path: Path, data: bytes):
     path = tmp_path / "args.txt"
@@ -110,7 +110,7 @@ def test_any_bytes_parse_or_raise_one_line(tmp_path: Path, data: bytes):
     assert message is None or "args.txt" in message
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.one_of(st.sampled_from(FLAGS), st.text(max_size=8)), max_size=8))
 def test_any_mixture_of_flags_and_words_parses_or_raises_one_line(tmp_path: Path, words: list[str]):
     (tmp_path / "args.txt").write_text("\n".join(words), encoding="utf-8", errors="replace", newline="")
