@@ -20,17 +20,9 @@ from tests.kernels.row_cases import (
     want_codes,
 )
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("triton_backend")]
 
 SHAPES = [(1, 1), (3, 7), (65, 100), (65, 300), (999, 2048), (33, WIDEST)]
-
-
-@pytest.fixture(autouse=True)
-def _triton_backend():
-    """The op must run its kernel, or fail."""
-    dispatch.set_backend("triton")
-    yield
-    dispatch.set_backend("auto")
 
 
 def assert_codes(x: torch.Tensor, dtype: torch.dtype) -> None:

@@ -5,24 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sigma_kernels import counters, dispatch
+from sigma_kernels import counters
 from sigma_kernels.rms_norm.op import rms_norm
 from sigma_kernels.row_tiles import WIDEST
 from tests.kernels.rms_norm_cases import exact, make_inputs, run
 from tests.kernels.tolerance import assert_close
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("triton_backend")]
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 SHAPES = [(1, 1), (5, 123), (3, 7, 768), (4, 1000, 64), (16384, 2048), (513, 8192), (300, WIDEST)]
-
-
-@pytest.fixture(autouse=True)
-def _triton_backend():
-    """The op must run its kernel, or fail."""
-    dispatch.set_backend("triton")
-    yield
-    dispatch.set_backend("auto")
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

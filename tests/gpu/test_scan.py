@@ -14,7 +14,7 @@ from tests.kernels.scan_cases import Case, Shape, make_case, make_layer_case
 from tests.kernels.scan_gates import assert_within_gates
 from tests.kernels.step_cases import moved
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("triton_backend")]
 
 SISO = Shape(B=1, T=4096, H=4, P=64, N=128, S=32, G=1)
 MIMO = Shape(B=1, T=4096, H=4, P=64, N=128, S=32, G=1, R=4)
@@ -41,14 +41,6 @@ ODD = [
 ]
 # bf16 rounds so coarsely that the gates hold for a layer's values only, not for the hard decays of these cases.
 DTYPES = [torch.float16, torch.float32]
-
-
-@pytest.fixture(autouse=True)
-def _triton_backend():
-    """The op must run its kernel, or fail."""
-    dispatch.set_backend("triton")
-    yield
-    dispatch.set_backend("auto")
 
 
 def on_gpu(shape: Shape, dtype: torch.dtype, make: Callable[[Shape], Case] | None = None) -> tuple[Case, Case]:

@@ -14,7 +14,7 @@ from sigma_kernels.scan.state import Mamba3State
 from tests.kernels.scan_cases import Case, Shape, make_case
 from tests.kernels.step_cases import assert_step, copy_of, moved, step_with
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("triton_backend")]
 
 SHAPES = [
     Shape(),
@@ -28,14 +28,6 @@ SHAPES = [
     Shape(B=2, H=2, P=5, N=7, R=2, S=0, G=1),
 ]
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
-
-
-@pytest.fixture(autouse=True)
-def _triton_backend():
-    """The op must run its kernel, or fail."""
-    dispatch.set_backend("triton")
-    yield
-    dispatch.set_backend("auto")
 
 
 def on_gpu(shape: Shape, dtype: torch.dtype, *, state: torch.dtype | None = None, steps: int = 1) -> Case:
