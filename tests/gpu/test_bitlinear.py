@@ -7,93 +7,71 @@ import torch
 
 from sigma_kernels import counters, dispatch
 from sigma_kernels.bitlinear.op import quantize_activation, scale_rows
-from sigma_kernels.bitlinear.reference import scale_rows_reference
 from sigma_kernels.row_tiles import WIDEST
-from tests.kernels.row_cases import (
-    FLOATS,
-    expert_step,
-    inside_wider_rows,
-    normal,
-    product_step,
-    same_bits,
-    special_rows,
-    want_codes,
-)
+from tests.kernels import row_cases as cases
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("triton_backend")]
 
 SHAPES = [(1, 1), (3, 7), (65, 100), (65, 300), (999, 2048), (33, WIDEST)]
 
 
-def assert_codes(x: torch.Tensor, dtype: torch.dtype) -> None:
-    """On the GPU, against the reference there and on the CPU."""
-    on_gpu = x.cuda() if x.is_contiguous() else inside_wider_rows(x.contiguous().cuda())
-    for got, there, here in zip(
-        quantize_activation(on_gpu, dtype), want_codes(on_gpu, dtype), want_codes(x, dtype), strict=True
-    ):
-        assert same_bits(got, there)
-        assert same_bits(got.cpu(), here)
-
-
 @pytest.mark.parametrize("codes", [torch.int8, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("dtype", cases.FLOATS, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_codes_and_scales_have_the_bits_of_the_reference(shape, dtype, codes):
-    assert_codes(normal(*shape, dtype=dtype), codes)
+    cases.assert_codes(cases.normal(*shape, dtype=dtype).cuda(), codes)
 
 
 @pytest.mark.parametrize("codes", [torch.int8, torch.bfloat16], ids=str)
 def test_codes_of_a_layer_have_the_bits_of_the_reference(codes):
     """A rounding fused with the product before it would change 1,561 of these codes."""
-    assert_codes(normal(4096, 768, dtype=torch.bfloat16), codes)
+    cases.assert_codes(cases.normal(4096, 768, dtype=torch.bfloat16).cuda(), codes)
 
 
-@pytest.mark.parametrize("codes", [torch.int8, *FLOATS], ids=str)
-@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("codes", [torch.int8, *cases.FLOATS], ids=str)
+@pytest.mark.parametrize("dtype", cases.FLOATS, ids=str)
 @pytest.mark.parametrize("width", [7, 64, 300, 2048])
 def test_ties_zeros_tiny_rows_and_what_is_not_finite_have_the_bits_of_the_reference(width, dtype, codes):
-    assert_codes(special_rows(width, dtype), codes)
+    cases.assert_codes(cases.special_rows(width, dtype).cuda(), codes)
 
 
-@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("dtype", cases.FLOATS, ids=str)
 @pytest.mark.parametrize("width", [33, 256])
 def test_rows_inside_wider_ones_are_read_in_place(width, dtype):
-    assert_codes(inside_wider_rows(normal(65, width, dtype=dtype)), torch.bfloat16)
+    cases.assert_codes(cases.inside_wider_rows(cases.normal(65, width, dtype=dtype).cuda()), torch.bfloat16)
 
 
-@pytest.mark.parametrize("out", FLOATS, ids=str)
-@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("out", cases.FLOATS, ids=str)
+@pytest.mark.parametrize("dtype", cases.FLOATS, ids=str)
 @pytest.mark.parametrize("shape", [*SHAPES, (4096, 768)], ids=str)
 def test_scaled_rows_have_the_bits_of_the_reference(shape, dtype, out):
-    a = normal(*shape, dtype=dtype)
-    for factor in (normal(shape[0], seed=1), torch.tensor(0.3)):
-        for rows in (a.cuda(), inside_wider_rows(a.cuda()), a.cuda()[:1].expand(shape[0], -1)):
-            got = scale_rows(rows, factor.cuda(), out)
-            assert same_bits(got, scale_rows_reference(rows, factor.cuda(), out))
-            assert same_bits(got.cpu(), scale_rows_reference(rows.cpu(), factor, out))
+    a = cases.normal(*shape, dtype=dtype)
+    for factor in (cases.normal(shape[0], seed=1), torch.tensor(0.3)):
+        for rows in (a.cuda(), cases.inside_wider_rows(a.cuda()), a.cuda()[:1].expand(shape[0], -1)):
+            cases.assert_scaled(rows, factor.cuda(), out)
 
 
 @pytest.mark.parametrize("compute", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("shape", [(1, 8), (3, 7, 100), (4, 1000, 256)], ids=str)
 def test_a_ternary_product_and_its_gradients_have_the_bits_of_the_eager_way(shape, dtype, compute):
-    x = normal(*shape, dtype=dtype).cuda()
-    results = product_step(x, compute, out_features=384)
+    x = cases.normal(*shape, dtype=dtype).cuda()
+    results = cases.product_step(x, compute, out_features=384)
     dispatch.set_backend("reference")
-    for got, want in zip(results, product_step(x, compute, out_features=384), strict=True):
-        assert same_bits(got, want)
+    for got, want in zip(results, cases.product_step(x, compute, out_features=384), strict=True):
+        assert cases.same_bits(got, want)
 
 
 @pytest.mark.parametrize("ternary, gated", [(True, True), (True, False), (False, True)])
 def test_products_with_experts_and_their_gradients_have_the_bits_of_the_eager_way(monkeypatch, ternary, gated):
     """Not by the backend, which decides about the grouped product too."""
-    x = normal(1000, 256).cuda()
-    results = expert_step(x, torch.bfloat16, ternary=ternary, gated=gated, out_features=384)
+    x = cases.normal(1000, 256).cuda()
+    results = cases.expert_step(x, torch.bfloat16, ternary=ternary, gated=gated, out_features=384)
     monkeypatch.setattr(dispatch, "use_triton", lambda *_, **__: False)
-    eager = expert_step(x, torch.bfloat16, ternary=ternary, gated=gated, out_features=384)
+    eager = cases.expert_step(x, torch.bfloat16, ternary=ternary, gated=gated, out_features=384)
     assert len(results) == 3 + gated
     for got, want in zip(results, eager, strict=True):
-        assert same_bits(got, want)
+        assert cases.same_bits(got, want)
 
 
 def test_elements_beyond_two_to_the_31st_are_reached():
@@ -115,6 +93,6 @@ def test_no_rows_launch_nothing():
 
 def test_the_kernels_ran_and_not_the_reference():
     before = counters.get("quantize_rows.use_triton"), counters.get("scale_rows.use_triton")
-    product_step(normal(5, 8).cuda(), torch.bfloat16)
+    cases.product_step(cases.normal(5, 8).cuda(), torch.bfloat16)
     after = counters.get("quantize_rows.use_triton"), counters.get("scale_rows.use_triton")
     assert after == (before[0] + 2, before[1] + 3)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sigma_kernels.bitlinear.op import bit_linear, quantize_weight
-from sigma_kernels.bitlinear.reference import EPS, quantize_activation_reference
+from sigma_kernels.bitlinear.op import bit_linear, quantize_activation, quantize_weight, scale_rows
+from sigma_kernels.bitlinear.reference import EPS, quantize_activation_reference, scale_rows_reference
 from sigma_kernels.experts.op import combine, expert_linear, sort_by_expert
 
 FLOATS = [torch.float32, torch.bfloat16, torch.float16]
@@ -54,10 +54,19 @@ def same_bits(got: Tensor, want: Tensor) -> bool:
     return torch.equal(got.contiguous().view(bits)[~got.isnan()], want.contiguous().view(bits)[~want.isnan()])
 
 
-def want_codes(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """By the reference."""
-    codes, scale = quantize_activation_reference(x)
-    return codes.to(dtype), scale
+def assert_codes(x: Tensor, dtype: torch.dtype) -> None:
+    """Against the reference, where `x` is and on the CPU."""
+    results = quantize_activation(x, dtype)
+    for there in (x, x.cpu()):
+        for got, want in zip(results, quantize_activation_reference(there, dtype), strict=True):
+            assert same_bits(got.to(there.device), want)
+
+
+def assert_scaled(rows: Tensor, factor: Tensor, dtype: torch.dtype) -> None:
+    """Against the reference, where `rows` are and on the CPU."""
+    got = scale_rows(rows, factor, dtype)
+    assert same_bits(got, scale_rows_reference(rows, factor, dtype))
+    assert same_bits(got.cpu(), scale_rows_reference(rows.cpu(), factor.cpu(), dtype))
 
 
 def product_step(x: Tensor, dtype: torch.dtype, out_features: int = 24) -> list[Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from floors import Work
@@ -17,15 +18,9 @@ SHAPES = [(65536, 256), (65536, 768), (65536, 2048)]
 DTYPE = torch.bfloat16
 
 
-def eager(x: Tensor) -> tuple[Tensor, Tensor]:
-    """The reference, and the conversion that a product would make."""
-    codes, scale = quantize_activation_reference(x)
-    return codes.to(DTYPE), scale
-
-
-PROVIDERS: dict[str, Callable[[Tensor], tuple[Tensor, Tensor]]] = {
-    "sigma": lambda x: quantize_activation(x, DTYPE),
-    "torch": eager,
+PROVIDERS: dict[str, Callable[[Tensor, torch.dtype], tuple[Tensor, Tensor]]] = {
+    "sigma": quantize_activation,
+    "torch": quantize_activation_reference,
 }
 
 
@@ -44,5 +39,5 @@ def cases() -> Iterator[Case]:
                 direction="forward",
                 bytes=least,
                 work=(Work(least, 0),),
-                run=lambda quantize=quantize, x=x: quantize(x),
+                run=partial(quantize, x, DTYPE),
             )

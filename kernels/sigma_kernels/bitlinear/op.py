@@ -56,8 +56,7 @@ def quantize_activation(x: Tensor, dtype: torch.dtype = torch.int8) -> tuple[Ten
         from sigma_kernels.bitlinear.quantize_kernel import launch_quantize_rows
 
         return launch_quantize_rows(x, dtype)
-    codes, scale = quantize_activation_reference(x)
-    return codes.to(dtype), scale
+    return quantize_activation_reference(x, dtype)
 
 
 def scale_rows(a_MN: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:

@@ -30,8 +30,8 @@ def quantize_weight_reference(w: Tensor) -> tuple[Tensor, Tensor]:
     return codes.to(torch.int8), scale
 
 
-def quantize_activation_reference(x: Tensor) -> tuple[Tensor, Tensor]:
-    """int8 codes (the shape of `x`) and scale (fp32, one per row): `x` is about `scale[..., None] * codes`.
+def quantize_activation_reference(x: Tensor, dtype: torch.dtype = torch.int8) -> tuple[Tensor, Tensor]:
+    """Codes in `dtype` (the shape of `x`) and scale (fp32, one per row): `x` is about `scale[..., None] * codes`.
 
     The largest magnitude of a row becomes 127. Ties round to even. A row that holds NaN or infinity has a scale that
     is not finite, so the failure stays visible in the product.
@@ -40,7 +40,7 @@ def quantize_activation_reference(x: Tensor) -> tuple[Tensor, Tensor]:
     largest = x.abs().amax(dim=-1, keepdim=True).clamp(min=EPS)
     full = torch.full_like(largest, 127)  # a tensor: by a number, each device divides in its own way
     codes = (x * (full / largest)).round().clamp(-128, 127)
-    return codes.to(torch.int8), (largest / full)[..., 0]
+    return codes.to(torch.int8).to(dtype), (largest / full)[..., 0]  # by int8, where NaN is a number
 
 
 def scale_rows_reference(a_MN: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:

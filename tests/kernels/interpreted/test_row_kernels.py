@@ -7,17 +7,7 @@ import torch
 
 from sigma_kernels import counters, dispatch
 from sigma_kernels.bitlinear.op import quantize_activation, scale_rows
-from sigma_kernels.bitlinear.reference import scale_rows_reference
-from tests.kernels.row_cases import (
-    FLOATS,
-    expert_step,
-    inside_wider_rows,
-    normal,
-    product_step,
-    same_bits,
-    special_rows,
-    want_codes,
-)
+from tests.kernels import row_cases as cases
 
 # One element, odd widths, several tiles, a width over the tile.
 SHAPES = [(1, 1), (3, 7), (65, 64), (3, 100), (65, 300), (2, 3000)]
@@ -25,25 +15,20 @@ SHAPES = [(1, 1), (3, 7), (65, 64), (3, 100), (65, 300), (2, 3000)]
 pytestmark = pytest.mark.usefixtures("every_access_lies_in_a_tensor")
 
 
-def assert_codes(x: torch.Tensor, dtype: torch.dtype) -> None:
-    for got, want in zip(quantize_activation(x, dtype), want_codes(x, dtype), strict=True):
-        assert same_bits(got, want)
-
-
-@pytest.mark.parametrize("codes", [torch.int8, *FLOATS], ids=str)
-@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("codes", [torch.int8, *cases.FLOATS], ids=str)
+@pytest.mark.parametrize("dtype", cases.FLOATS, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_codes_and_scales_have_the_bits_of_the_reference(shape, dtype, codes):
-    assert_codes(normal(*shape, dtype=dtype), codes)
+    cases.assert_codes(cases.normal(*shape, dtype=dtype), codes)
 
 
 @pytest.mark.filterwarnings("ignore:invalid value")  # numpy's, which interprets
 @pytest.mark.parametrize("codes", [torch.int8, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("dtype", cases.FLOATS, ids=str)
 @pytest.mark.parametrize("width", [7, 64, 300])
 def test_ties_zeros_tiny_rows_and_what_is_not_finite_have_the_bits_of_the_reference(width, dtype, codes):
-    x = special_rows(width, dtype)
-    assert_codes(x, codes)
+    x = cases.special_rows(width, dtype)
+    cases.assert_codes(x, codes)
     got, scale = quantize_activation(x, codes)
     assert scale.isfinite().tolist() == [True] * 5 + [False] * 3 + [True]
     assert scale[0] == 1
@@ -56,23 +41,23 @@ def test_ties_round_to_even():
     assert scale.tolist() == [1]
 
 
-@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("dtype", cases.FLOATS, ids=str)
 def test_rows_inside_wider_ones_and_turned_ones_have_the_same_bits(dtype):
-    x = normal(5, 33, dtype=dtype)
-    assert_codes(inside_wider_rows(x), torch.int8)
-    assert_codes(x.mT, torch.bfloat16)
-    assert_codes(x[:1].expand(4, -1), torch.bfloat16)
-    assert_codes(normal(2, 3, 33, dtype=dtype), torch.int8)
+    x = cases.normal(5, 33, dtype=dtype)
+    cases.assert_codes(cases.inside_wider_rows(x), torch.int8)
+    cases.assert_codes(x.mT, torch.bfloat16)
+    cases.assert_codes(x[:1].expand(4, -1), torch.bfloat16)
+    cases.assert_codes(cases.normal(2, 3, 33, dtype=dtype), torch.int8)
 
 
-@pytest.mark.parametrize("out", FLOATS, ids=str)
-@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("out", cases.FLOATS, ids=str)
+@pytest.mark.parametrize("dtype", cases.FLOATS, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_scaled_rows_have_the_bits_of_the_reference(shape, dtype, out):
-    a = normal(*shape, dtype=dtype)
-    for factor in (normal(shape[0], seed=1), normal(2 * shape[0], seed=1)[::2], torch.tensor(0.3)):
-        for rows in (a, inside_wider_rows(a), a[:1].expand(shape[0], -1)):
-            assert same_bits(scale_rows(rows, factor, out), scale_rows_reference(rows, factor, out))
+    a = cases.normal(*shape, dtype=dtype)
+    for factor in (cases.normal(shape[0], seed=1), cases.normal(2 * shape[0], seed=1)[::2], torch.tensor(0.3)):
+        for rows in (a, cases.inside_wider_rows(a), a[:1].expand(shape[0], -1)):
+            cases.assert_scaled(rows, factor, out)
 
 
 @pytest.mark.parametrize("shape", [(0, 8), (2, 0, 8)], ids=str)
@@ -95,26 +80,26 @@ def by_both_ways(step):
 
 
 @pytest.mark.parametrize("compute", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("dtype", cases.FLOATS, ids=str)
 @pytest.mark.parametrize("shape", [(1, 7), (2, 33, 40), (0, 8)], ids=str)
 def test_a_ternary_product_and_its_gradients_have_the_bits_of_the_eager_way(shape, dtype, compute):
-    x = normal(*shape, dtype=dtype)
-    for got, want in by_both_ways(lambda: product_step(x, compute)):
-        assert same_bits(got, want)
+    x = cases.normal(*shape, dtype=dtype)
+    for got, want in by_both_ways(lambda: cases.product_step(x, compute)):
+        assert cases.same_bits(got, want)
 
 
 @pytest.mark.parametrize("compute", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("ternary, gated", [(True, True), (True, False), (False, True)])
 def test_products_with_experts_and_their_gradients_have_the_bits_of_the_eager_way(ternary, gated, compute):
-    x = normal(33, 40)
-    results = list(by_both_ways(lambda: expert_step(x, compute, ternary=ternary, gated=gated)))
+    x = cases.normal(33, 40)
+    results = list(by_both_ways(lambda: cases.expert_step(x, compute, ternary=ternary, gated=gated)))
     assert len(results) == 3 + gated
     for got, want in results:
-        assert same_bits(got, want)
+        assert cases.same_bits(got, want)
 
 
 def test_a_step_counts_its_kernels():
-    product_step(normal(3, 8), torch.bfloat16)
+    cases.product_step(cases.normal(3, 8), torch.bfloat16)
     assert counters.snapshot() == {
         "bitlinear.backward": 1, "bitlinear.forward": 1, "bitlinear.quantize_weight": 1,
         "quantize_rows.use_triton": 2, "scale_rows.use_triton": 3,
