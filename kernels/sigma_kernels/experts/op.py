@@ -213,12 +213,10 @@ class ExpertLinearFn(torch.autograd.Function):
             grouped = _Grouped(x, used, rows, ctx.dtype)
             data_MK, scale_M = _operand(x, rows, ctx.gather, ctx.ternary, ctx.dtype)
             if need_x or need_gate:
-                grad_MK = _times(
-                    grouped.matmul(grad_MN, used), _product(None if scale is None else scale[rows.expert_M])
-                )
+                grad_MK = _times(grouped.matmul(grad_MN, used), None if scale is None else scale[rows.expert_M])
                 if need_gate:
-                    grad_gate = (grad_MK * _times(data_MK, _product(scale_M))).sum(-1).to(gate.dtype)
-                grad_x = _times(grad_MK, _product(gate))
+                    grad_gate = (grad_MK * _times(data_MK, scale_M)).sum(-1).to(gate.dtype)
+                grad_x = _times(grad_MK, gate)
                 grad_x = (_sum_choices(grad_x, rows.inverse_M, rows.top_k) if ctx.gather else grad_x).to(x.dtype)
             if need_weight:
                 left_MN = _times(grad_MN, _product(scale_M, gate), ctx.dtype)

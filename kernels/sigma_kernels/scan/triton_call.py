@@ -166,11 +166,10 @@ class Inputs:
         return self.q, self.k, self.q_bias, self.k_bias
 
     def narrow_biases(self) -> Inputs:
-        """With the biases as the launches of a 16-bit call with ranks read them, fp16: within 2^-11.
+        """With the biases as the launches of a 16-bit call with ranks read them: fp16, within 2^-11.
 
-        From 65,520 on a bias is infinite and y of its head NaN; a check would wait for the device.
-
-        Each row reads the bias of its rank; in fp32 a third of a warp's lookups in the cache were biases.
+        Each row reads the bias of its rank; in fp32 a third of a warp's lookups in the cache were biases. From 65,520
+        on a bias is infinite and y of its head NaN; a check would wait for the device.
         """
         if self.k_bias.shape[1] == 1 or self.x.dtype.itemsize > 2:
             return self
