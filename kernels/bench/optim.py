@@ -8,9 +8,9 @@ missing, 1 when time ran out, 2 when a run was lost (its process died, or there 
 
 The rules, in their order:
 
-1. Grid: every contender of a tier at every rate and decay of that tier, seed 0; adamw at `adamw_share` of the rates.
-2. Edge: when a contender's best rate is at the edge of what it has tried, the next one (a factor of 2) is run with the
-   best decay, at most EXTENSIONS times.
+1. Grid: every contender of a tier at every rate that the tier has for it, seed 0.
+2. Edge: when a contender's best rate is at the edge of what it has tried, the next one (a factor of 2) is run, at most
+   EXTENSIONS times.
 3. Seeds: every contender at its own best cell on the further seeds. Runs of one seed share weights and batches.
 4. Placebos of a tier run at the best cell of what they imitate, on all seeds.
 """
@@ -21,8 +21,8 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from optim_report import write_report
 
 LOG = Path(__file__).with_name("optim_runs.jsonl")
 EXTENSIONS = 3
+DECAY, SEEDS = 0.1, (0, 1, 2)
 CREDIT = "--optimizer c3o --c3o-credit-enabled --c3o-credit-gain 0.1"
 
 CONTENDERS: dict[str, str] = {
@@ -59,17 +60,16 @@ TIMING_STEPS, TIMING_WARM_UP = 120, 40
 
 @dataclass(frozen=True)
 class Tier:
-    """A model, a budget of tokens, and the grid of what is tried on it."""
+    """A model, a budget of tokens, and what is tried on it."""
 
     flags: str
     rates: tuple[float, ...]
     credit: str
     """Intervals of c3o that give it a verdict within the budget."""
-    decays: tuple[float, ...] = (0.1,)
-    seeds: tuple[int, ...] = (0, 1, 2)
     contenders: tuple[str, ...] = tuple(CONTENDERS)
     placebos: tuple[str, ...] = tuple(PLACEBOS)
-    adamw_share: float = 1.0
+    own_rates: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    """Rates of a contender in place of `rates`."""
 
 
 COMMON = "--warmup-share 0.05 --decay-share 0.5 --adam-beta1 0.8 --adam-beta2 0.95 --adam-eps 1e-10 --eval-interval 0"
@@ -101,7 +101,7 @@ TIERS = {
         credit="--c3o-probe-interval 8 --c3o-audit-interval 16",
         contenders=("adamw", "normuon", "soapmuon", "c3o", "gnprox"),
         placebos=(),
-        adamw_share=0.25,
+        own_rates={"adamw": (6.25e-4, 1.25e-3, 2.5e-3)},
     ),
 }
 """S: 0.11 M parameters, 102 k tokens. A: 13.1 M beside the embedding, 65,536 tokens a step, 52.4 M tokens, which are
@@ -142,13 +142,13 @@ def missing(tier: str, rows: Rows, only: str | None = None) -> Iterator[Run]:
             yield run
     for name in names:
         if (best := best_cell(tier, name, rows)) is not None and beyond_edge(tier, name, rows) is None:
-            yield from (run for run in seeds_of(tier, name, best) if run not in rows)
+            yield from (run for run in seeds_of(name, best) if run not in rows)
     for name in TIERS[tier].placebos:
         imitated, _ = PLACEBOS[name]
         if only not in (None, name) or beyond_edge(tier, imitated, rows) is not None:
             continue  # the best cell may still move
         if (best := best_cell(tier, imitated, rows)) is not None:
-            yield from (run for run in seeds_of(tier, name, best) if run not in rows)
+            yield from (run for run in seeds_of(name, best) if run not in rows)
 
 
 def untimed(tier: str, rows: Rows, timings: Rows, only: str | None = None) -> Iterator[Run]:
@@ -162,13 +162,12 @@ def untimed(tier: str, rows: Rows, timings: Rows, only: str | None = None) -> It
 def grid(tier: str, name: str) -> list[Run]:
     """Rule 1."""
     t = TIERS[tier]
-    share = t.adamw_share if name == "adamw" else 1.0
-    return [Run(tier, name, lr * share, decay, t.seeds[0]) for decay in t.decays for lr in t.rates]
+    return [Run(tier, name, lr, DECAY, SEEDS[0]) for lr in t.own_rates.get(name, t.rates)]
 
 
-def seeds_of(tier: str, name: str, best: Run) -> list[Run]:
+def seeds_of(name: str, best: Run) -> list[Run]:
     """Rules 3 and 4."""
-    return [Run(tier, name, best.lr, best.decay, seed) for seed in TIERS[tier].seeds]
+    return [replace(best, contender=name, seed=seed) for seed in SEEDS]
 
 
 def best_cell(tier: str, name: str, rows: Rows) -> Run | None:
@@ -180,7 +179,7 @@ def best_cell(tier: str, name: str, rows: Rows) -> Run | None:
 
 def first_seed(tier: str, name: str, rows: Rows) -> list[Run]:
     """The runs of a contender on the first seed."""
-    return [run for run in rows if (run.tier, run.contender, run.seed) == (tier, name, TIERS[tier].seeds[0])]
+    return [run for run in rows if (run.tier, run.contender, run.seed) == (tier, name, SEEDS[0])]
 
 
 def beyond_edge(tier: str, name: str, rows: Rows) -> Run | None:
@@ -189,10 +188,10 @@ def beyond_edge(tier: str, name: str, rows: Rows) -> Run | None:
     if best is None:
         return None
     tried = {run.lr for run in first_seed(tier, name, rows)}
-    if len(tried) >= len(TIERS[tier].rates) + EXTENSIONS or min(tried) < best.lr < max(tried):
+    if len(tried) >= len(grid(tier, name)) + EXTENSIONS or min(tried) < best.lr < max(tried):
         return None
     beyond = best.lr * 2 if best.lr == max(tried) else best.lr / 2
-    return Run(tier, name, beyond, best.decay, best.seed)
+    return replace(best, lr=beyond)
 
 
 def loss_of(row: dict[str, Any]) -> float:
