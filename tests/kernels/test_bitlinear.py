@@ -144,6 +144,16 @@ def test_bf16_autocast_rounds_the_exact_result_once():
     assert torch.equal(got, want.to(torch.bfloat16))
 
 
+def test_plain_linear_takes_no_rows():
+    x, w = torch.zeros(2, 0, 8, requires_grad=True), torch.ones(3, 8, requires_grad=True)
+    y = linear(x, w)
+    assert y.shape == (2, 0, 3)
+    y.sum().backward()
+    assert x.grad is not None
+    assert w.grad is not None
+    assert (x.grad.shape, w.grad.abs().sum()) == (x.shape, 0)
+
+
 def test_plain_linear_equals_torch_and_saves_its_input_as_given_under_autocast():
     x, w, g = gaussian(2, 5, 7).requires_grad_(), gaussian(3, 7, seed=1).requires_grad_(), gaussian(2, 5, 3, seed=2)
     want = torch.autograd.grad(torch.nn.functional.linear(x, w), (x, w), g)

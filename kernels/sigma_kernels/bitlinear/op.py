@@ -156,7 +156,7 @@ class LinearFn(torch.autograd.Function):
         ctx.save_for_backward(x, weight)
         ctx.dtype = dtype
         with no_autocast(x):
-            return matmul(x.reshape(-1, x.shape[-1]), weight.mT, dtype).to(dtype).view(*x.shape[:-1], -1)
+            return matmul(x.reshape(-1, x.shape[-1]), weight.mT, dtype).to(dtype).view(*x.shape[:-1], weight.shape[0])
 
     @staticmethod
     @once_differentiable
