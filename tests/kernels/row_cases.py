@@ -10,7 +10,7 @@ from sigma_kernels.bitlinear.reference import EPS, quantize_activation_reference
 from sigma_kernels.experts.op import combine, expert_linear, sort_by_expert
 
 FLOATS = [torch.float32, torch.bfloat16, torch.float16]
-INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32}
+INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
