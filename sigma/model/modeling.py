@@ -24,6 +24,7 @@ from sigma.model.block import SigmaBlock
 from sigma.model.cache import SigmaCache
 from sigma.model.configuration import SigmaConfig
 from sigma.model.layout import SequenceLayout, packed_layout, plain_layout
+from sigma.model.loss import causal_lm_loss
 from sigma.model.mla import DifferentialMLA
 from sigma.model.norm import RMSNorm
 from sigma.model.weights import initialize, name_module, parallel_draws, parameter_roles
@@ -176,6 +177,7 @@ class SigmaForCausalLM(SigmaPreTrainedModel, GenerationMixin):
         self.model = SigmaModel(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         name_module(self.lm_head, "lm_head")
+        self.loss_function = causal_lm_loss
         self.post_init()
         if unused := list(range(config.tokenizer_vocab_size, config.vocab_size)):
             self.generation_config.suppress_tokens = unused

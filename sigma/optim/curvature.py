@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-IGNORED_LABEL = -100
+from sigma_kernels.cross_entropy.op import cross_entropy
+from sigma_kernels.cross_entropy.reference import IGNORED_LABEL
+
 Sink = Callable[[nn.Parameter, Tensor, Tensor], None]
 
 
@@ -40,8 +41,9 @@ def backward_with_drawn_labels(logits_BTV: Tensor, labels_BT: Tensor, generator:
     """
     logits_TV, labels_T = logits_BTV.flatten(0, 1), labels_BT.flatten()
     used_T = labels_T if generator is None else draw_labels(logits_TV, labels_T, generator)
-    F.cross_entropy(logits_TV.float(), used_T, ignore_index=IGNORED_LABEL).backward()
-    return (used_T != IGNORED_LABEL).sum()
+    count = (used_T != IGNORED_LABEL).sum()
+    (cross_entropy(logits_TV, used_T).sum() / count).backward()
+    return count
 
 
 @contextmanager

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from sigma.core.files import write_atomic
@@ -19,6 +18,7 @@ from sigma.data.stream import BatchStream
 from sigma.data.validation import Validation, ValidationBatch
 from sigma.train.metrics import bits_per_byte
 from sigma.train.sample import evaluating
+from sigma_kernels.cross_entropy.op import cross_entropy
 
 FINAL_NAME = "final.json"
 EARLY = 16  # positions with less context than this
@@ -125,7 +125,7 @@ class Evaluator:
             )
         labels = batch.labels_BT.to(device)
         # -100 (padding) scores 0 here and is in no bucket
-        nats_BT = F.cross_entropy(out.logits.float().flatten(0, 1), labels.flatten(), reduction="none").view_as(labels)
+        nats_BT = cross_entropy(out.logits, labels)
         return torch.stack([nats_BT[mask.to(device)].double().sum() for mask in buckets])
 
 

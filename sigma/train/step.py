@@ -18,8 +18,8 @@ from sigma.optim.build import OptimizerSet
 from sigma.train.clock import PhaseClock
 from sigma.train.feature import Context, StepState
 from sigma.train.rollback import Rollback, persistent_buffers
+from sigma_kernels.cross_entropy.reference import IGNORED_LABEL
 
-IGNORED_LABEL = -100
 OnEvent = Callable[..., None]
 
 
