@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
+# What kernels compute in fp32 and round once.
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 # A row lives in the registers of one program; beyond this it would spill.
 WIDEST = 16384
 # Elements in a tile: 16 per thread with 4 warps keeps two loads of each tensor in flight without spilling.

@@ -17,6 +17,7 @@ from sigma.model.configuration import SigmaConfig
 from sigma.model.norm import RMSNorm
 from sigma.model.router import Router, RouterSettings
 from sigma_kernels.experts.op import ExpertSort, combine, expert_linear, sort_by_expert
+from sigma_kernels.relu2_gate.op import relu2_gate
 
 
 class ExpertLinear(QuantizedWeight):
@@ -32,12 +33,6 @@ class ExpertLinear(QuantizedWeight):
         codes, scale = self.quantized_weight() if self.ternary else (None, None)
         with consuming(x):
             return expert_linear(x, self.weight, rows, gather=gather, codes_ENK=codes, scale_E=scale, gate_M=gate_M)
-
-
-def relu2_gate(up: Tensor) -> Tensor:
-    """relu(g)^2 * u for the halves (g, u) of the last axis."""
-    gate, value = up.chunk(2, dim=-1)
-    return gate.relu().square() * value
 
 
 class SharedExpert(nn.Module):

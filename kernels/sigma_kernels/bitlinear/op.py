@@ -24,10 +24,7 @@ from sigma_kernels.bitlinear.reference import (
     quantize_weight_reference,
     scale_rows_reference,
 )
-from sigma_kernels.row_tiles import WIDEST
-
-FLOATS = (torch.float32, torch.bfloat16, torch.float16)
-"""What the kernels compute in fp32 and round once."""
+from sigma_kernels.row_tiles import FLOATS, WIDEST
 
 
 def quantize_weight(w: Tensor) -> tuple[Tensor, Tensor]:

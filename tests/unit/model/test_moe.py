@@ -8,8 +8,9 @@ from torch import Tensor
 
 from sigma.memory import instant
 from sigma.model.configuration import SigmaConfig
-from sigma.model.moe import MoE, relu2_gate
+from sigma.model.moe import MoE
 from sigma_kernels import counters
+from sigma_kernels.relu2_gate.op import relu2_gate
 
 
 def make(mode: str = "none", **options) -> MoE:
