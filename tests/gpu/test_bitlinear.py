@@ -62,18 +62,6 @@ def test_a_ternary_product_and_its_gradients_have_the_bits_of_the_eager_way(shap
         assert cases.same_bits(got, want)
 
 
-@pytest.mark.parametrize("ternary, gated", [(True, True), (True, False), (False, True)])
-def test_products_with_experts_and_their_gradients_have_the_bits_of_the_eager_way(monkeypatch, ternary, gated):
-    """Not by the backend, which decides about the grouped product too."""
-    x = cases.normal(1000, 256).cuda()
-    results = cases.expert_step(x, torch.bfloat16, ternary=ternary, gated=gated, out_features=384)
-    monkeypatch.setattr(dispatch, "use_triton", lambda *_, **__: False)
-    eager = cases.expert_step(x, torch.bfloat16, ternary=ternary, gated=gated, out_features=384)
-    assert len(results) == 3 + gated
-    for got, want in zip(results, eager, strict=True):
-        assert cases.same_bits(got, want)
-
-
 def test_elements_beyond_two_to_the_31st_are_reached():
     """Offsets in 32 bits would wrap here: 2^31 elements and one row more."""
     x = torch.zeros(2**31 // WIDEST + 1, WIDEST, dtype=torch.bfloat16, device="cuda")

@@ -8,9 +8,7 @@ from torch import Tensor
 from sigma_kernels import dispatch
 from sigma_kernels.counted import count_reference
 from sigma_kernels.cross_entropy.reference import cross_entropy_reference
-
-FLOATS = (torch.float32, torch.bfloat16, torch.float16)
-"""Logits that the kernel takes."""
+from sigma_kernels.row_tiles import FLOATS
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
