@@ -17,6 +17,7 @@ HEADS, STATE, HEAD_SIZE, PAIRS = 32, 128, 64, 32
 CONSUMER_SHARED_MEMORY = 99 * 1024
 # Bytes of local memory, rank 1 and rank 4, with the matrix products of sm_90 and sm_100 and with those of the others.
 WARPGROUP_SPILLS = {
+    "state_pass_kernel segments": (16, 0),  # on sm_100 alone
     "chunk_outer_backward_kernel": (0, 8),
     "scan_output_kernel": (0, 16),
     "value_gradient_kernel": (32, 264),
@@ -29,16 +30,20 @@ HALF = {
     "dend_ptr", "dstart_ptr", "dq_ptr", "dk_ptr", "head_ptr", "dd_dt_ptr", "dd_a_ptr", "trap_ptr",
     "angle_ptr", "ddd_dt_ptr", "ddd_a_ptr", "dtrap_ptr",
 }  # fmt: skip
-INTEGERS = {"phase_ptr": "*i16", "total_ptr": "*i32", "sequence_ptr": "*i32"}
+INTEGERS = {"phase_ptr": "*i16", "total_ptr": "*i32", "turn_ptr": "*i32", "sequence_ptr": "*i32"}
 BIASES = {"q_bias_ptr", "k_bias_ptr"}  # fp16 with ranks
-UNALIGNED = {"restart_blocks", "chunks", "steps"}
-ABSENT = {"sequence_ptr", "valid_ptr", "next_ptr", "previous_ptr", "initial_ptr"}
+UNALIGNED = {"restart_blocks", "chunks", "steps", "length", "segments"}
+ABSENT = {"sequence_ptr", "valid_ptr", "next_ptr", "previous_ptr", "initial_ptr", "length"}
+OF_SEGMENTS = {"initial_ptr", "length"}
 MIMO = {"expand_x_ptr", "expand_z_ptr", "combine_ptr", "dexpand_x_ptr", "dexpand_z_ptr", "dcombine_ptr"}
 
 
 def kernels(rank: int, capability: int = 90) -> dict[str, tuple[Any, dict[str, Any], dict[str, Any]]]:
-    """Kernel, compile-time arguments and launch options by name, as the table has them for bf16."""
-    from sigma_kernels.scan import triton_scan
+    """Kernel, compile-time arguments and launch options by name, as the table has them for bf16.
+
+    A word behind the name says which of its forms it is.
+    """
+    from sigma_kernels.scan import triton_scan, triton_segments
     from sigma_kernels.scan.triton_call import (
         COEFFICIENT_TILE,
         OVER_HEADS_STAGES,
@@ -55,6 +60,9 @@ def kernels(rank: int, capability: int = 90) -> dict[str, tuple[Any, dict[str, A
     heads = {"S": PAIRS, "N": STATE, "G": 1, "R": rank, "RANK": rank, "STEPS": tiles.sum_rows // rank}
     heads |= {"HALF": n.channels(tiles.over_heads)["HALF"], "STAGES": OVER_HEADS_STAGES}
 
+    passes = n.state_pass(), tiles.state_pass.options()
+    forth, back = ((passes[0] | {"BACK": way}, passes[1]) for way in (False, True))
+
     def tiled(launch: ChannelLaunch) -> tuple[dict[str, Any], dict[str, Any]]:
         return n.matrix(launch, torch.bfloat16), launch.options()
 
@@ -65,20 +73,27 @@ def kernels(rank: int, capability: int = 90) -> dict[str, tuple[Any, dict[str, A
         "phase_backward_kernel": (phase_backward, tiles.phase_backward.options()),
         "chunk_outer_kernel": tiled(tiles.outer),
         "chunk_outer_backward_kernel": tiled(tiles.outer),
-        "state_pass_kernel": (n.state_pass(), tiles.state_pass.options()),
-        "state_pass_backward_kernel": (n.state_pass(), tiles.state_pass.options()),
+        "state_pass_kernel": passes,
+        "state_pass_kernel segments": passes,
+        "state_pass_backward_kernel": passes,
+        "state_pass_backward_kernel segments": passes,
+        "segment_pass_kernel": forth,
+        "segment_pass_kernel back": back,
+        "border_pass_kernel": forth,
+        "border_pass_kernel back": back,
         "scan_output_kernel": tiled(tiles.output),
         "norm_backward_kernel": tiled(tiles.norm_backward),
         "value_gradient_kernel": tiled(tiles.value),
         "matrix_gradient_kernel": tiled(tiles.matrix),
         "over_heads_kernel": (heads, tiles.over_heads.options()),
     }
-    return {name: (getattr(triton_scan, name), *found) for name, found in specified.items()}
+    known = vars(triton_scan) | vars(triton_segments)
+    return {name: (known[name.split()[0]], *found) for name, found in specified.items()}
 
 
-def type_of(name: str, rank: int, norm: bool) -> str | None:
+def type_of(name: str, rank: int, norm: bool, present: set[str]) -> str | None:
     """The type of one argument, as `compile_kernel` takes it. Only the norm's kernel is compiled for a norm."""
-    if name in ABSENT or (rank == 1 and name in MIMO) or (not norm and name == "norm_ptr"):
+    if name in ABSENT - present or (rank == 1 and name in MIMO) or (not norm and name == "norm_ptr"):
         return None
     if rank > 1 and name in BIASES:
         return "*fp16"
@@ -90,8 +105,9 @@ def type_of(name: str, rank: int, norm: bool) -> str | None:
 def compiled(name: str, rank: int, capability: int, *, packed: bool = False) -> Usage:
     kernel, constexprs, options = kernels(rank, capability)[name]
     norm = name == "norm_backward_kernel"
+    present = (OF_SEGMENTS if "segment" in name else set()) | ({"sequence_ptr"} if packed else set())
     arguments = [argument for argument in kernel.arg_names if argument not in constexprs]
-    types = [INTEGERS[a] if packed and a == "sequence_ptr" else type_of(a, rank, norm) for a in arguments]
+    types = [type_of(argument, rank, norm, present) for argument in arguments]
     options = dict(options)
     warps = options.pop("num_warps")
     return compile_kernel(kernel, types, capability=capability, num_warps=warps, options=options, **constexprs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -13,7 +14,8 @@ from sigma_kernels.scan.triton_call import Inputs, Sizes, shape_class
 from sigma_kernels.scan.triton_launch import tiles_of
 from sigma_kernels.scan.triton_scan import make_phases, over_heads, pass_state_gradients, pass_states
 
-B, T, H = 1, 320, 8  # five chunks and more: a pipeline of three fills and drains
+B, T, H = 1, 320, 8
+ROWS, SEGMENT = 16, 4  # 20 chunks, the shortest that there are, in five segments: a pipeline of three fills and drains
 DTYPE = torch.bfloat16
 
 
@@ -22,12 +24,13 @@ def pipelined_loops(
 ) -> list[Tensor]:
     """The states at the chunk borders, their gradients, and sums over heads, from random numbers in place of the rest.
 
+    The passes over the chunks come twice: in one segment, and in several, which have loops of their own.
     The sizes are compiled in: those of the model that comes next save it from compiling the same loops. Sizes that the
     kernels do not take are those of the largest that they do.
     """
     head_size, state, rank = min(head_size, WIDEST_HEAD), min(state, WIDEST_STATE), min(rank, HIGHEST_RANK)
     pairs = min(pairs, state // 2)
-    tiles = tiles_of(shape_class(head_size, state, rank, DTYPE, architecture(device)))
+    tiles = replace(tiles_of(shape_class(head_size, state, rank, DTYPE, architecture(device))), rows=ROWS)
     n, generator = Sizes(B, T, H, head_size, state, rank, 1, pairs, tiles), torch.Generator(device).manual_seed(0)
 
     def normal(*size: int, shift: float = 0.0, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -35,14 +38,15 @@ def pipelined_loops(
 
     given = _inputs(n, normal)
     phases = make_phases(n, given)
-    borders = n.B, n.H, n.chunks, n.N2, n.P
-    starts, final = pass_states(n, given, phases, normal(*borders, dtype=DTYPE))
-    dend, dinitial, restarts = pass_state_gradients(
-        n, given, phases, starts, final, normal(*borders, dtype=DTYPE), normal(B, H, state, head_size)
-    )
+    added, dstart = normal(2, n.B, n.H, n.chunks, n.N2, n.P, dtype=DTYPE)
+    dfinal = normal(B, H, state, head_size)
     heads, matrix = normal(B, T, rank, H, n.N2, dtype=DTYPE), normal(B, T, rank, 1, state, dtype=DTYPE)
-    sums = over_heads(n, given, phases, heads, matrix, normal(H, rank, state))
-    return [starts, final, dend, dinitial, *restarts, *sums]
+    results = list(over_heads(n, given, phases, heads, matrix, normal(H, rank, state)))
+    for sizes in (n, replace(n, segment=SEGMENT)):
+        starts, final = pass_states(sizes, given, phases, added)
+        dend, dinitial, restarts = pass_state_gradients(sizes, given, phases, starts, final, dstart, dfinal)
+        results += [starts, final, dend, dinitial, *restarts]
+    return results
 
 
 def _inputs(n: Sizes, normal: Callable[..., Tensor]) -> Inputs:

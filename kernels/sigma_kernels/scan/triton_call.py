@@ -16,6 +16,10 @@ from sigma_kernels.scan.triton_prefetch import chunks_ahead
 COEFFICIENT_TILE = {"STEPS": 64, "HEADS": 16}
 PASS_PAIRS = 16  # pairs of a program of the state passes, with all of P
 PASS_STAGES = 3  # chunks whose states are on their way at a time
+# The passes over the chunks walk segments of them side by side where there are few programs; not timed yet.
+PASS_ENOUGH = 96  # with so many programs there is one segment
+PASS_PROGRAMS = 512  # the most programs that segments make
+SEGMENT_CHUNKS = 32  # the fewest chunks of a segment: each costs a step of the pass over segments
 PHASE_STEPS = 8  # steps that a thread of the phases loads at a time
 PHASE_BACKWARD_STEPS = 4  # their gradients take more registers
 OVER_HEADS_STAGES = 4  # heads whose rows are on their way at a time
@@ -38,6 +42,14 @@ def shape_class(head_size: int, state: int, rank: int, dtype: torch.dtype, archi
     return ShapeClass(architecture, tile, 2 * pairs_tile(state), padded_rank(rank), 8 * dtype.itemsize)
 
 
+def segment_chunks(programs: int, chunks: int) -> int | None:
+    """Chunks of a segment of the passes over the chunks, which take `programs` a segment; None: there is only one."""
+    if programs >= PASS_ENOUGH:
+        return None
+    segments = min(PASS_PROGRAMS // programs, chunks // SEGMENT_CHUNKS)
+    return -(-chunks // segments) if segments > 1 else None
+
+
 @dataclass(frozen=True)
 class Sizes:
     """The sizes of one call."""
@@ -51,6 +63,7 @@ class Sizes:
     G: int
     S: int
     tiles: Tiles
+    segment: int | None = None  # chunks of a segment of the passes; None: one segment of all
 
     @classmethod
     def of(cls, given: Inputs) -> Sizes:
@@ -58,9 +71,10 @@ class Sizes:
         batch, steps, heads, head_size = given.x.shape
         rank, groups, state = given.k.shape[2:]
         sizes = head_size, state, rank, given.x.dtype, architecture(given.x.device)
-        return cls(
+        n = cls(
             batch, steps, heads, head_size, state, rank, groups, given.angle.shape[2], tiles_of(shape_class(*sizes))
         )
+        return replace(n, segment=segment_chunks(n.B * n.H * n.state_parts, n.chunks))
 
     @property
     def steps(self) -> int:
@@ -70,6 +84,11 @@ class Sizes:
     @property
     def chunks(self) -> int:
         return -(-self.T // self.steps)
+
+    @property
+    def segments(self) -> int:
+        """Segments that the passes over the chunks walk side by side; the last may be shorter."""
+        return 1 if self.segment is None else -(-self.chunks // self.segment)
 
     @property
     def heads_phase(self) -> int:

@@ -1,7 +1,7 @@
 """The Mamba-3 scan on the GPU: its launches forward and backward.
 
     coefficients, phase_forward   numbers of the recurrence; phases and decays inside each chunk
-    chunk_outer, state_pass       what each chunk adds to the state; the states at the chunk borders
+    chunk_outer, state_pass       what each chunk adds to the state; the states at the chunk borders (`triton_segments`)
     scan_output                   Y from the states and inside the chunk; D, norm, gate
 
 The backward keeps the raw inputs and the states, and recomputes phases, Q, K and Y.
@@ -42,6 +42,7 @@ from sigma_kernels.scan.triton_gradients import matrix_gradient_kernel, over_hea
 from sigma_kernels.scan.triton_launch import padded_rank
 from sigma_kernels.scan.triton_output import norm_backward_kernel, scan_output_kernel
 from sigma_kernels.scan.triton_phase import phase_backward_kernel, phase_forward_kernel
+from sigma_kernels.scan.triton_segments import segment_borders
 from sigma_kernels.scan.triton_states import (
     chunk_outer_backward_kernel,
     chunk_outer_kernel,
@@ -124,9 +125,10 @@ def pass_states(n: Sizes, given: Inputs, phases: Phases, added: Tensor) -> tuple
     """`_states` from what each chunk adds."""
     starts = torch.empty_like(added)
     final = torch.empty(n.B, n.H, n.N, n.P, dtype=torch.float32, device=added.device)
-    state_pass_kernel[(n.B * n.H, n.state_parts, 1)](
-        added, starts, given.initial, final, phases.g_BHT, phases.total_BHCS, given.sequence,
-        n.T, n.H, n.chunks, n.steps, **n.state_pass(), **n.tiles.state_pass.options(),
+    initial = segment_borders(n, phases, given.sequence, added, given.initial)
+    state_pass_kernel[(n.B * n.H, n.state_parts, n.segments)](
+        added, starts, initial, final, phases.g_BHT, phases.total_BHCS, given.sequence,
+        n.T, n.H, n.chunks, n.steps, n.segment, **n.state_pass(), **n.tiles.state_pass.options(),
     )  # fmt: skip
     return starts, final
 
@@ -216,9 +218,10 @@ def pass_state_gradients(
         final.new_empty(n.B * n.H, n.chunks, n.state_parts),
         final.new_empty(n.B * n.H, n.chunks, n.S),
     )
-    state_pass_backward_kernel[(n.B * n.H, n.state_parts)](
-        dstart, dend, starts, final, dfinal, dinitial, phases.g_BHT, phases.total_BHCS, given.sequence, *restarts,
-        n.T, n.H, n.chunks, n.steps, **n.state_pass(), **n.tiles.state_pass.options(),
+    dfinals = segment_borders(n, phases, given.sequence, dstart, dfinal, back=True)
+    state_pass_backward_kernel[(n.B * n.H, n.state_parts, n.segments)](
+        dstart, dend, starts, final, dfinals, dinitial, phases.g_BHT, phases.total_BHCS, given.sequence, *restarts,
+        n.T, n.H, n.chunks, n.steps, n.segment, **n.state_pass(), **n.tiles.state_pass.options(),
     )  # fmt: skip
     return dend, dinitial, restarts
 

@@ -147,17 +147,23 @@ def chunk_decay(g_ptr, sequence_ptr, chunk, steps, T):
 
 @triton.jit
 def state_pass_kernel(
-    added_ptr, start_ptr, initial_ptr, final_ptr, g_ptr, total_ptr, sequence_ptr, T, H, chunks, steps,
+    added_ptr, start_ptr, initial_ptr, final_ptr, g_ptr, total_ptr, sequence_ptr, T, H, chunks, steps, length,
     S: tl.constexpr, N: tl.constexpr, P: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_P: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """S <- Rot(-total phase) (e^{g_end} S + added) over the chunks; stores S before each and, fp32, after the last.
 
-    Grid (B * H, pair blocks, P blocks): a program keeps both halves of its pairs in registers.
+    Grid (B * H, pair blocks, segments): a program keeps both halves of its pairs in registers. Each segment of `length`
+    chunks starts from its own initial state [B, H, segments, N, P]; None: there is one. Needs BLOCK_P >= P.
     """
     row = tl.program_id(0).to(tl.int64)
+    first, last, own = 0, chunks, row
+    if length is not None:
+        first = tl.program_id(2) * length
+        last = tl.minimum(first + length, chunks)
+        own = row * tl.num_programs(2) + tl.program_id(2)
     n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
-    p = tl.program_id(2) * BLOCK_P + tl.arange(0, BLOCK_P)
+    p = tl.arange(0, BLOCK_P)
     split: tl.constexpr = (N + 1) // 2
     low = (n < split)[:, None] & (p < P)[None, :]
     high = (n < N // 2)[:, None] & (p < P)[None, :]
@@ -166,9 +172,9 @@ def state_pass_kernel(
     s0 = tl.zeros((BLOCK_N, BLOCK_P), tl.float32)
     s1 = tl.zeros((BLOCK_N, BLOCK_P), tl.float32)
     if initial_ptr is not None:
-        s0 = tl.load(initial_ptr + row * (N * P) + tile, mask=low, other=0.0)
-        s1 = tl.load(initial_ptr + row * (N * P) + tile + split * P, mask=high, other=0.0)
-    for chunk in tl.range(0, chunks, num_stages=STAGES):
+        s0 = tl.load(initial_ptr + own * (N * P) + tile, mask=low, other=0.0)
+        s1 = tl.load(initial_ptr + own * (N * P) + tile + split * P, mask=high, other=0.0)
+    for chunk in tl.range(first, last, num_stages=STAGES):
         at = (row * chunks + chunk) * (2 * split * P) + border
         a0 = tl.load(added_ptr + at, mask=low, other=0.0).to(tl.float32)
         a1 = tl.load(added_ptr + at + P, mask=low, other=0.0).to(tl.float32)
@@ -181,6 +187,9 @@ def state_pass_kernel(
         e1 = decay * s1 + a1
         s0 = e0 * cos[:, None] + e1 * sin[:, None]
         s1 = e1 * cos[:, None] - e0 * sin[:, None]
+    if length is not None:
+        low = low & (last == chunks)
+        high = high & (last == chunks)
     tl.store(final_ptr + row * (N * P) + tile, s0, mask=low)
     tl.store(final_ptr + row * (N * P) + tile + split * P, s1, mask=high)
 
@@ -188,7 +197,7 @@ def state_pass_kernel(
 @triton.jit
 def state_pass_backward_kernel(
     dstart_ptr, dend_ptr, start_ptr, final_ptr, dfinal_ptr, dinitial_ptr, g_ptr, total_ptr, sequence_ptr,
-    decay_restart_ptr, phase_restart_ptr, T, H, chunks, steps,
+    decay_restart_ptr, phase_restart_ptr, T, H, chunks, steps, length,
     S: tl.constexpr, N: tl.constexpr, P: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_P: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
@@ -196,8 +205,14 @@ def state_pass_backward_kernel(
 
     Stores the gradient of the state at each chunk's end, in the chunk's own frame, and the restarts of the suffix sums:
     <S, dS> for each pair block [B * H, C, pair blocks], and its turned form [B * H, C, S]. Needs BLOCK_P >= P.
+    Segments as in `state_pass_kernel`, each with a `dfinal` of its own.
     """
     row = tl.program_id(0).to(tl.int64)
+    first, last, own = 0, chunks, row
+    if length is not None:
+        first = tl.program_id(2) * length
+        last = tl.minimum(first + length, chunks)
+        own = row * tl.num_programs(2) + tl.program_id(2)
     n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     p = tl.arange(0, BLOCK_P)
     split: tl.constexpr = (N + 1) // 2
@@ -208,12 +223,17 @@ def state_pass_backward_kernel(
     d0 = tl.zeros((BLOCK_N, BLOCK_P), tl.float32)
     d1 = tl.zeros((BLOCK_N, BLOCK_P), tl.float32)
     if dfinal_ptr is not None:
-        d0 = tl.load(dfinal_ptr + row * (N * P) + tile, mask=low, other=0.0)
-        d1 = tl.load(dfinal_ptr + row * (N * P) + tile + split * P, mask=high, other=0.0)
+        d0 = tl.load(dfinal_ptr + own * (N * P) + tile, mask=low, other=0.0)
+        d1 = tl.load(dfinal_ptr + own * (N * P) + tile + split * P, mask=high, other=0.0)
     s0 = tl.load(final_ptr + row * (N * P) + tile, mask=low, other=0.0)
     s1 = tl.load(final_ptr + row * (N * P) + tile + split * P, mask=high, other=0.0)
-    for back in tl.range(0, chunks, num_stages=STAGES):
-        chunk = chunks - 1 - back
+    if length is not None:  # noqa: SIM102 - known when it is compiled, which the other is not
+        if last < chunks:  # the state at the end of this segment is the one that enters the next
+            at = (row * chunks + last) * (2 * split * P) + border
+            s0 = tl.load(start_ptr + at, mask=low, other=0.0).to(tl.float32)
+            s1 = tl.load(start_ptr + at + P, mask=low, other=0.0).to(tl.float32)
+    for back in tl.range(0, last - first, num_stages=STAGES):
+        chunk = last - 1 - back
         where = row * chunks + chunk
         at = where * (2 * split * P) + border
         tl.store(
@@ -231,5 +251,8 @@ def state_pass_backward_kernel(
         d1 = decay * e1 + tl.load(dstart_ptr + at + P, mask=low, other=0.0).to(tl.float32)
         s0 = tl.load(start_ptr + at, mask=low, other=0.0).to(tl.float32)
         s1 = tl.load(start_ptr + at + P, mask=low, other=0.0).to(tl.float32)
+    if length is not None:
+        low = low & (first == 0)
+        high = high & (first == 0)
     tl.store(dinitial_ptr + row * (N * P) + tile, d0, mask=low)
     tl.store(dinitial_ptr + row * (N * P) + tile + split * P, d1, mask=high)
