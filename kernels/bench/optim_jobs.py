@@ -10,6 +10,7 @@ import math
 import os
 import sys
 import time
+from collections import deque
 from collections.abc import Hashable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -18,6 +19,8 @@ from multiprocessing.connection import Connection, wait
 from typing import Any, Protocol
 
 DONE, OUT_OF_TIME, LOST = 0, 1, 2
+LATEST = 8
+"""Runs whose times foretell the next one's: earlier ones may have shared the device with something else."""
 Row = dict[str, Any]
 
 
@@ -43,12 +46,12 @@ class Limits:
 
     budget_s: float = math.inf
     stop_s: float = math.inf
-    longest: float = 0.0
+    latest: deque[float] = field(default_factory=lambda: deque(maxlen=LATEST))
     started: float = field(default_factory=time.monotonic)
 
     def room(self) -> bool:
-        """Whether one more run would end in time if it took as long as the longest so far."""
-        return time.monotonic() - self.started + self.longest <= min(self.budget_s, self.stop_s)
+        """Whether one more run would end in time if it took as long as the longest of the latest ones."""
+        return time.monotonic() - self.started + max(self.latest, default=0.0) <= min(self.budget_s, self.stop_s)
 
     def left(self) -> float | None:
         """Seconds until the hard end, None without one."""
@@ -64,7 +67,7 @@ def one_by_one(plan: Plan, limits: Limits) -> int:
 
         before = time.monotonic()
         row = execute(**plan.arguments(run))
-        limits.longest = max(limits.longest, time.monotonic() - before)
+        limits.latest.append(time.monotonic() - before)
         plan.record(run, row)
     return DONE
 
@@ -178,7 +181,7 @@ class Pool:
 
     def _collect(self, worker: Worker) -> None:
         run, row = worker.run, worker.row()
-        self._limits.longest = max(self._limits.longest, time.monotonic() - worker.since)
+        self._limits.latest.append(time.monotonic() - worker.since)
         worker.run = None
         if row is None:
             self._lose(run, f"its process died with exit code {worker.exit_code()}")

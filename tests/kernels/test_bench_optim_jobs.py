@@ -135,7 +135,8 @@ def test_a_stop_abandons_what_is_under_way_and_keeps_what_was_finished(
 def test_time_that_is_left_and_room_for_one_more(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     now = SimpleNamespace(monotonic=lambda: 104.0)
     monkeypatch.setattr(bench.jobs, "time", now)
-    limits = bench.jobs.Limits(stop_s=10.0, longest=6.0, started=100.0)
+    limits = bench.jobs.Limits(stop_s=10.0, started=100.0)
+    limits.latest.extend([100.0] + [6.0] * bench.jobs.LATEST)  # the first was long ago
     assert (limits.left(), limits.room()) == (6.0, True)
     now.monotonic = lambda: 105.0
     assert (limits.left(), limits.room()) == (5.0, False), "a run that would be abandoned is not started"

@@ -34,6 +34,8 @@ SHAPES = [
 SEGMENTS = {1: 7, 2: 3, 3: 2}  # by the fewest chunks of one; the 3 have 3, 3 and 1 chunks
 # Beside segments of 48 steps: sequences inside one, up to its end and over it; then one over all but a few steps.
 PACKED = [[0, 5, 20, 48, 60, T], [0, 10, T]]
+# Programs of the passes: batch, steps, heads, state, rank.
+FEW, MANY = {(1, 512, 8, 64, 1), (1, 32768, 32, 128, 1)}, {(8, 4096, 32, 128, 1), (1, 65536, 8, 64, 2)}
 
 
 @pytest.fixture(autouse=True)
@@ -104,6 +106,14 @@ def test_few_programs_of_many_chunks_take_segments_and_others_one(monkeypatch):
     assert size_of(1, 65536, 8, 64, 2).segments == 2
     monkeypatch.setattr(triton_call, "PASS_ENOUGH", 16)
     assert size_of(1, 65536, 8, 64, 2).segments == 1
+
+
+def test_more_chunks_are_on_their_way_where_few_programs_wait(monkeypatch):
+    monkeypatch.setattr(triton_call, "tiles_of", tiles_of)
+    monkeypatch.setattr(triton_call, "stages", lambda count: count)
+    stages_of = {sizes: size_of(*sizes).state_pass()["STAGES"] for sizes in FEW | MANY}
+    assert {sizes for sizes, stages in stages_of.items() if stages == triton_call.PASS_STAGES_FEW} == FEW
+    assert {sizes for sizes, stages in stages_of.items() if stages == triton_call.PASS_STAGES} == MANY
 
 
 def passes(n: Sizes, bounds: list[int] | None, around: bool) -> dict[str, Tensor]:
