@@ -19,8 +19,10 @@ from multiprocessing.connection import Connection, wait
 from typing import Any, Protocol
 
 DONE, OUT_OF_TIME, LOST = 0, 1, 2
-LATEST = 8
-"""Runs whose times foretell the next one's: earlier ones may have shared the device with something else."""
+WHOLE = ("ok", "diverged")
+"""What a run says of itself when it did all of its steps."""
+LATEST = 16
+"""Whole runs whose times foretell the next one's: earlier ones may have shared the device with something else."""
 Row = dict[str, Any]
 
 
@@ -67,7 +69,8 @@ def one_by_one(plan: Plan, limits: Limits) -> int:
 
         before = time.monotonic()
         row = execute(**plan.arguments(run))
-        limits.latest.append(time.monotonic() - before)
+        if row["status"] in WHOLE:
+            limits.latest.append(time.monotonic() - before)
         plan.record(run, row)
     return DONE
 
@@ -181,7 +184,6 @@ class Pool:
 
     def _collect(self, worker: Worker) -> None:
         run, row = worker.run, worker.row()
-        self._limits.latest.append(time.monotonic() - worker.since)
         worker.run = None
         if row is None:
             self._lose(run, f"its process died with exit code {worker.exit_code()}")
@@ -191,7 +193,9 @@ class Pool:
             self._dismiss(worker)
         else:
             self._plan.record(run, row)
-            if row["status"] not in ("ok", "diverged"):  # an error of the device stays with the process
+            if row["status"] in WHOLE:
+                self._limits.latest.append(time.monotonic() - worker.since)
+            else:  # an error of the device stays with the process
                 self._dismiss(worker)
 
     def _lose(self, run: Hashable | None, why: str) -> None:

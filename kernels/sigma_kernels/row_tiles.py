@@ -11,6 +11,8 @@ from torch import Tensor
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 # A row lives in the registers of one program; beyond this it would spill.
 WIDEST = 16384
+# Elements of a row that a program takes which does not need the whole row.
+WIDEST_PART = 1024
 # Elements in a tile: 16 per thread with 4 warps keeps two loads of each tensor in flight without spilling.
 TILE = 2048
 
@@ -21,6 +23,11 @@ def row_tile(width: int) -> dict[str, Any]:
     block_rows = max(1, TILE // block_d)
     num_warps = min(16, max(4, block_d * block_rows // 512))
     return {"BLOCK_D": block_d, "BLOCK_ROWS": block_rows, "num_warps": num_warps}
+
+
+def part_tile(width: int) -> dict[str, Any]:
+    """The tile of programs that take parts of a row: rows of any width share a few binaries."""
+    return row_tile(min(width, WIDEST_PART))
 
 
 def dense_rows(tensor: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from sigma.optim.curvature import backward_with_drawn_labels, watch_products
 from sigma.optim.gnprox import GNProx
 from sigma.optim.matrix import MatrixOptimizer
 from sigma.train.feature import Context, Feature, StepState, Work
+from sigma_kernels.cross_entropy.reference import IGNORED_LABEL
 
 
 class GNProxCurvature(Feature):
@@ -63,7 +64,7 @@ class GNProxCurvature(Feature):
         seen: set[nn.Parameter] = set()
         statistics.begin()
         labels_BT = s.batch.labels_BT[self._rows].to(device)
-        count = (labels_BT != -100).sum()
+        count = (labels_BT != IGNORED_LABEL).sum()
 
         def sink(parameter: nn.Parameter, x_TN: Tensor, d_TM: Tensor) -> None:
             seen.add(parameter)

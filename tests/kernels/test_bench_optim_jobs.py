@@ -136,7 +136,7 @@ def test_time_that_is_left_and_room_for_one_more(bench: Any, monkeypatch: pytest
     now = SimpleNamespace(monotonic=lambda: 104.0)
     monkeypatch.setattr(bench.jobs, "time", now)
     limits = bench.jobs.Limits(stop_s=10.0, started=100.0)
-    limits.latest.extend([100.0] + [6.0] * bench.jobs.LATEST)  # the first was long ago
+    limits.latest.extend([100.0, 6.0] + [1.0] * (bench.jobs.LATEST - 1))  # the first was long ago
     assert (limits.left(), limits.room()) == (6.0, True)
     now.monotonic = lambda: 105.0
     assert (limits.left(), limits.room()) == (5.0, False), "a run that would be abandoned is not started"
@@ -160,6 +160,36 @@ def test_a_budget_starts_no_run_that_would_not_end_in_time(bench: Any, monkeypat
         bench.log.unlink(missing_ok=True)
         assert bench.jobs.Pool(bench.optim.Registered("S", None, bench.log, 2), 2, limits).carry_out() == 1
         assert len(rows_of(bench)) == finished, "what is under way is waited for"
+
+
+def test_one_by_one_too_no_run_is_started_that_would_not_end_in_time(
+    bench: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(bench.jobs, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    execute = importlib.import_module("optim_run").execute
+
+    def ten_seconds_long(**arguments: Any) -> dict[str, Any]:
+        now[0] += 10.0
+        return execute(**arguments)
+
+    monkeypatch.setattr("optim_run.execute", ten_seconds_long)
+    plan = bench.optim.Registered("S", None, bench.log)
+    assert bench.jobs.one_by_one(plan, bench.jobs.Limits(budget_s=29.0, started=0.0)) == 1
+    assert len(rows_of(bench)) == 2
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_run_that_failed_early_says_nothing_about_the_length_of_the_next(
+    bench: Any, monkeypatch: pytest.MonkeyPatch, jobs: int
+) -> None:
+    monkeypatch.setattr(bench.jobs, "Worker", Inline)
+    monkeypatch.setattr(bench.jobs, "wait", lambda workers, timeout: workers)
+    bench.fake('return {"status": "RuntimeError: CUDA error", "seconds": 0.0}')
+    limits, plan = bench.jobs.Limits(), bench.optim.Registered("S", "adamuon", bench.log, jobs)
+    assert (bench.jobs.one_by_one(plan, limits) if jobs == 1 else bench.jobs.Pool(plan, jobs, limits).carry_out()) == 0
+    whole = [row for row in rows_of(bench) if row["status"] == "ok"]
+    assert len(limits.latest) == len(whole) < len(rows_of(bench))
 
 
 @pytest.mark.parametrize(

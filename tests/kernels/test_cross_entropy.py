@@ -53,8 +53,8 @@ def test_dtypes_that_do_not_fit_are_refused(logits, labels):
 @pytest.mark.parametrize("dtype", ["*bf16", "*fp32"])
 def test_the_kernels_spill_nothing(dtype, capability):
     kernel = pytest.importorskip("sigma_kernels.cross_entropy.kernel", exc_type=ImportError)
-    forward = [dtype, "*i64", "*fp32", "*fp32", "i32:16", "i32:16"]
-    backward = [dtype, "*i64", "*fp32", "*fp32", dtype, "i32:16", "i32", "i32:16"]
+    forward = [dtype, "*i64", "*fp32", "*fp32", "*fp32", "i32:16", "i32:16"]
+    backward = [dtype, "*i64", "*fp32", "*fp32", "*fp32", dtype, "i32:16", "i32", "i32:16"]
     for function, types in (
         (kernel._cross_entropy_fwd_kernel, forward),
         (kernel._cross_entropy_bwd_kernel, backward),

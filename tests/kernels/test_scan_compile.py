@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -63,7 +62,6 @@ def kernels(rank: int, capability: int = 90) -> dict[str, tuple[Any, dict[str, A
 
     passes = n.state_pass(), tiles.state_pass.options()
     forth, back = ((passes[0] | {"BACK": way}, passes[1]) for way in (False, True))
-    few = replace(n, B=1, H=8).state_pass(), passes[1]
 
     def tiled(launch: ChannelLaunch) -> tuple[dict[str, Any], dict[str, Any]]:
         return n.matrix(launch, torch.bfloat16), launch.options()
@@ -76,10 +74,8 @@ def kernels(rank: int, capability: int = 90) -> dict[str, tuple[Any, dict[str, A
         "chunk_outer_kernel": tiled(tiles.outer),
         "chunk_outer_backward_kernel": tiled(tiles.outer),
         "state_pass_kernel": passes,
-        "state_pass_kernel few": few,
         "state_pass_kernel segments": passes,
         "state_pass_backward_kernel": passes,
-        "state_pass_backward_kernel few": few,
         "state_pass_backward_kernel segments": passes,
         "segment_pass_kernel": forth,
         "segment_pass_kernel back": back,

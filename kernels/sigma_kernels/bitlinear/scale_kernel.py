@@ -7,10 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sigma_kernels.row_tiles import dense_rows, row_tile
-
-# Elements of a row that a program takes: rows of any width share a few binaries.
-WIDEST_BLOCK = 1024
+from sigma_kernels.row_tiles import dense_rows, part_tile
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -32,7 +29,7 @@ def launch_scale_rows(a_MN: Tensor, factor: Tensor, dtype: torch.dtype) -> Tenso
     out = torch.empty(a_MN.shape, dtype=dtype, device=a_MN.device)
     if out.numel() > 0:
         rows, width = a_MN.shape
-        dense, tile = dense_rows(a_MN), row_tile(min(width, WIDEST_BLOCK))
+        dense, tile = dense_rows(a_MN), part_tile(width)
         grid = (-(-rows // tile["BLOCK_ROWS"]), -(-width // tile["BLOCK_D"]))
         with torch.cuda.device_of(a_MN):
             _scale_rows_fwd_kernel[grid](

@@ -12,10 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sigma_kernels.row_tiles import dense_rows, row_tile
-
-# Elements of a row that a program takes at once: rows of any width share a few binaries.
-WIDEST_BLOCK = 1024
+from sigma_kernels.row_tiles import dense_rows, part_tile
 
 # A product with a factor is rounded before it is added, as in the reference.
 SUM_OPTIONS: dict[str, Any] = {"enable_fp_fusion": False}
@@ -63,7 +60,7 @@ def launch_row_dots(a_MN: Tensor, b_MN: Tensor) -> Tensor:
     if width == 0:
         return out.zero_()
     if rows > 0:
-        a, b, tile = dense_rows(a_MN), dense_rows(b_MN), row_tile(min(width, WIDEST_BLOCK))
+        a, b, tile = dense_rows(a_MN), dense_rows(b_MN), part_tile(width)
         with torch.cuda.device_of(a):
             _row_dots_fwd_kernel[(-(-rows // tile["BLOCK_ROWS"]),)](
                 a, b, out, rows, a.stride(0), b.stride(0), width, **tile
@@ -78,7 +75,7 @@ def launch_sum_choices(
     tokens, width = inverse_M.numel() // top_k, y_MD.shape[1]
     out = torch.empty(tokens, width, dtype=dtype, device=y_MD.device)
     if out.numel() > 0:
-        y, tile = dense_rows(y_MD), row_tile(min(width, WIDEST_BLOCK))
+        y, tile = dense_rows(y_MD), part_tile(width)
         grid = (-(-tokens // tile["BLOCK_ROWS"]), -(-width // tile["BLOCK_D"]))
         factor = None if factor_M is None else factor_M.contiguous()
         with torch.cuda.device_of(y):

@@ -15,10 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from sigma_kernels import counters
-from sigma_kernels.row_tiles import dense_rows, row_tile
-
-# Elements of a half row that a program takes: rows of any width share a few binaries.
-WIDEST_BLOCK = 1024
+from sigma_kernels.row_tiles import dense_rows, part_tile
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -99,12 +96,7 @@ def launch_backward(dout: Tensor, up: Tensor) -> Tensor:
     return dup
 
 
-def tile_of(width: int) -> dict[str, Any]:
-    """The tile of half rows of `width` elements."""
-    return row_tile(min(width, WIDEST_BLOCK))
-
-
 def _grid_and_tile(rows: int, both: int) -> tuple[tuple[int, int], dict[str, Any]]:
     """For `rows` rows of two halves that are `both` wide together."""
-    tile = tile_of(both // 2)
+    tile = part_tile(both // 2)
     return (-(-rows // tile["BLOCK_ROWS"]), -(-(both // 2) // tile["BLOCK_D"])), tile

@@ -14,8 +14,8 @@ from sigma_kernels.scan.triton_call import Inputs, Sizes, shape_class
 from sigma_kernels.scan.triton_launch import tiles_of
 from sigma_kernels.scan.triton_scan import make_phases, over_heads, pass_state_gradients, pass_states
 
-B, T, H = 1, 320, 8
-ROWS, SEGMENT = 16, 4  # 20 chunks, the shortest that there are, in five segments: a pipeline of three fills and drains
+B, T, H = 1, 640, 8
+ROWS, SEGMENT = 16, 10  # 40 chunks, the shortest that there are, in four segments: a pipeline of six fills and drains
 DTYPE = torch.bfloat16
 
 

@@ -16,9 +16,7 @@ from sigma_kernels.scan.triton_prefetch import chunks_ahead
 COEFFICIENT_TILE = {"STEPS": 64, "HEADS": 16}
 PASS_PAIRS = 16  # pairs of a program of the state passes, with all of P
 # The passes over the chunks wait for memory; the figures were timed on an H200 (docs/scan.md).
-PASS_STAGES = 3  # chunks whose states are on their way at a time
-PASS_STAGES_FEW = 6  # where fewer programs than PASS_MANY wait beside each other
-PASS_MANY = 256
+PASS_STAGES = 6  # chunks whose states are on their way at a time
 PASS_ENOUGH = 96  # with so many programs there is one segment; with fewer, segments are walked side by side
 PASS_PROGRAMS = 512  # the most programs that segments make
 SEGMENT_CHUNKS = 32  # the fewest chunks of a segment: each costs a step of the pass over segments
@@ -137,10 +135,9 @@ class Sizes:
 
     def state_pass(self) -> dict[str, Any]:
         """The compile-time arguments of the passes over the chunks."""
-        few = self.B * self.H * self.state_parts * self.segments < PASS_MANY
         return {
             "S": self.S, "N": self.N, "P": self.P, "BLOCK_N": PASS_PAIRS, "BLOCK_P": power_of_two(self.P, LEAST_TILE),
-            "STAGES": stages(PASS_STAGES_FEW if few else PASS_STAGES),
+            "STAGES": stages(PASS_STAGES),
         }  # fmt: skip
 
 

@@ -35,6 +35,23 @@ def test_loss_and_gradient_are_those_of_transformers(logits, labels, shifted, it
         torch.testing.assert_close(got, want)
 
 
+def test_another_index_is_ignored_as_transformers_does(logits, labels):
+    labels[labels == -100] = 3
+    given = {"vocab_size": VOCABULARY, "ignore_index": 3, "labels": labels}
+    torch.testing.assert_close(causal_lm_loss(logits, **given), ForCausalLMLoss(logits, **given))
+
+
+def test_flat_labels_of_logits_with_strides_are_taken(logits, labels):
+    part, flat = logits.bfloat16()[:, 1:], labels[:, 1:].flatten()
+    want = ForCausalLMLoss(part, None, VOCABULARY, shift_labels=flat)
+    torch.testing.assert_close(causal_lm_loss(part, None, VOCABULARY, shift_labels=flat), want)
+
+
+def test_no_labels_at_all_are_an_error(logits):
+    with pytest.raises(ValueError, match="needs labels"):
+        causal_lm_loss(logits, None, VOCABULARY)
+
+
 def test_without_labels_there_is_no_mean(logits, labels):
     assert causal_lm_loss(logits, torch.full_like(labels, -100), VOCABULARY).isnan()
 

@@ -10,6 +10,7 @@ from sigma.memory.instant import patch
 from sigma.model import weights
 from sigma.model.bitlinear import QuantizedWeight
 from sigma.model.modeling import SigmaForCausalLM, SigmaModel
+from sigma_kernels import counters
 
 STACKS = {
     "3:1": {},
@@ -156,7 +157,9 @@ def test_the_three_ways_to_give_labels_agree(tiny_model, random_ids):
     shifted[0, 2] = -100
     logits = model(ids).logits.reshape(-1, 64)
     expected = F.cross_entropy(logits, shifted.reshape(-1), ignore_index=-100)
+    before = counters.get("cross_entropy.forward")
     torch.testing.assert_close(model(ids, shift_labels=shifted).loss, expected)
+    assert counters.get("cross_entropy.forward") == before + 1, "the loss that a model is born with"
     aligned = ids.clone()
     aligned[0, 3] = -100
     torch.testing.assert_close(model(ids, labels=aligned).loss, expected)

@@ -84,6 +84,15 @@ def test_the_diagonal_in_the_eigenbasis_is_that_of_the_exact_matrix() -> None:
     assert float((kron - wanted).norm() / wanted.norm()) > 0.05
 
 
+def test_the_loss_is_the_mean_over_the_labels_that_count() -> None:
+    logits = draw(TOKENS, CLASSES).requires_grad_()
+    labels = torch.zeros(TOKENS, dtype=torch.int64)
+    labels[1:4] = -100
+    assert backward_with_drawn_labels(logits[None], labels[None], None) == TOKENS - 3
+    (want,) = torch.autograd.grad(nn.functional.cross_entropy(logits, labels), logits)
+    torch.testing.assert_close(logits.grad, want)
+
+
 def test_labels_of_the_text_give_another_matrix() -> None:
     """The empirical Fisher matrix is not the Gauss-Newton matrix: the difference is the point of drawing labels."""
     x, weight = draw(TOKENS, INPUTS), torch.zeros(CLASSES, INPUTS)
