@@ -44,7 +44,7 @@ def _sum_choices_fwd_kernel(
     col = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     mask = (token < tokens)[:, None] & (col < width)[None, :]
     total = tl.zeros((BLOCK_ROWS, BLOCK_D), tl.float32)
-    for k in tl.static_range(TOP_K):
+    for k in range(TOP_K):
         row = tl.load(inverse_ptr + token * TOP_K + k, mask=token < tokens, other=0).to(tl.int64)
         y = tl.load(y_ptr + row[:, None] * stride_y + col[None, :], mask=mask, other=0.0).to(tl.float32)
         if factor_ptr is not None:
