@@ -15,18 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sigma_kernels.scan.kernel_math import cos_sin
 from sigma_kernels.scan.triton_call import Phases, Sizes
-from sigma_kernels.scan.triton_states import chunk_decay
-
-
-@triton.jit
-def _turned(s0, s1, total, BACK: tl.constexpr):
-    """Rot(-total) of the pairs [BLOCK_N, BLOCK_P], or Rot(total) with BACK; `total` in counts of 2^-32 turn."""
-    cos, sin = cos_sin(total, tl.float32)
-    if BACK:
-        sin = -sin
-    return s0 * cos[:, None] + s1 * sin[:, None], s1 * cos[:, None] - s0 * sin[:, None]
+from sigma_kernels.scan.triton_states import block_of_pairs, chunk_decay, load_state, store_state, turned
 
 
 @triton.jit
@@ -48,11 +38,7 @@ def segment_pass_kernel(
         segment, to = to, segment
     first = segment * length
     last = tl.minimum(first + length, chunks) - 1
-    n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
-    p = tl.arange(0, BLOCK_P)
-    split: tl.constexpr = (N + 1) // 2
-    low = (n < split)[:, None] & (p < P)[None, :]
-    high = (n < N // 2)[:, None] & (p < P)[None, :]
+    n, tile, border, low, high = block_of_pairs(N, P, BLOCK_N, BLOCK_P)
     s0 = tl.zeros((BLOCK_N, BLOCK_P), tl.float32)
     s1 = tl.zeros((BLOCK_N, BLOCK_P), tl.float32)
     whole = tl.full((), 1.0, tl.float32)
@@ -61,7 +47,7 @@ def segment_pass_kernel(
         chunk = first + i
         if BACK:
             chunk = last - i
-        at = (row * chunks + chunk) * (2 * split * P) + (2 * n)[:, None] * P + p[None, :]
+        at = (row * chunks + chunk) * ((N + 1) // 2 * 2 * P) + border
         a0 = tl.load(added_ptr + at, mask=low, other=0.0).to(tl.float32)
         a1 = tl.load(added_ptr + at + P, mask=low, other=0.0).to(tl.float32)
         total = tl.load(total_ptr + (row * chunks + chunk) * S + n, mask=n < S, other=0)
@@ -69,15 +55,13 @@ def segment_pass_kernel(
         whole *= decay
         turn += total
         if BACK:
-            e0, e1 = _turned(s0, s1, total, BACK)
+            e0, e1 = turned(s0, s1, total, BACK)
             s0 = decay * e0 + a0
             s1 = decay * e1 + a1
         else:
-            s0, s1 = _turned(decay * s0 + a0, decay * s1 + a1, total, BACK)
+            s0, s1 = turned(decay * s0 + a0, decay * s1 + a1, total, BACK)
     row *= tl.num_programs(2) + 1
-    border_ptr += (row + to) * (N * P) + n[:, None] * P + p[None, :]
-    tl.store(border_ptr, s0, mask=low)
-    tl.store(border_ptr + split * P, s1, mask=high)
+    store_state(border_ptr, row + to, s0, s1, tile, low, high, N, P)
     tl.store(decay_ptr + row + segment, whole, mask=tl.program_id(1) == 0)
     tl.store(turn_ptr + (row + segment) * S + n, turn, mask=n < S)
 
@@ -94,37 +78,25 @@ def border_pass_kernel(
     of which the last is `outer`. Grid (B * H, pair blocks).
     """
     row = tl.program_id(0).to(tl.int64)
-    n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
-    p = tl.arange(0, BLOCK_P)
-    split: tl.constexpr = (N + 1) // 2
-    low = (n < split)[:, None] & (p < P)[None, :]
-    high = (n < N // 2)[:, None] & (p < P)[None, :]
-    tile = n[:, None] * P + p[None, :]
-    s0 = tl.zeros((BLOCK_N, BLOCK_P), tl.float32)
-    s1 = tl.zeros((BLOCK_N, BLOCK_P), tl.float32)
-    if outer_ptr is not None:
-        s0 = tl.load(outer_ptr + row * (N * P) + tile, mask=low, other=0.0)
-        s1 = tl.load(outer_ptr + row * (N * P) + tile + split * P, mask=high, other=0.0)
+    n, tile, _, low, high = block_of_pairs(N, P, BLOCK_N, BLOCK_P)
+    s0, s1 = load_state(outer_ptr, row, tile, low, high, N, P)
     row *= segments
     at = row
     if BACK:
         at += segments - 1
-    tl.store(border_ptr + at * (N * P) + tile, s0, mask=low)
-    tl.store(border_ptr + at * (N * P) + tile + split * P, s1, mask=high)
+    store_state(border_ptr, at, s0, s1, tile, low, high, N, P)
     for i in tl.range(0, segments - 1, num_stages=STAGES):
         own = row + i
         to = own + 1
         if BACK:
             own = row + segments - 1 - i
             to = own - 1
-        own0 = tl.load(border_ptr + to * (N * P) + tile, mask=low, other=0.0)
-        own1 = tl.load(border_ptr + to * (N * P) + tile + split * P, mask=high, other=0.0)
+        own0, own1 = load_state(border_ptr, to, tile, low, high, N, P)
         decay = tl.load(decay_ptr + own)
-        e0, e1 = _turned(s0, s1, tl.load(turn_ptr + own * S + n, mask=n < S, other=0), BACK)
+        e0, e1 = turned(s0, s1, tl.load(turn_ptr + own * S + n, mask=n < S, other=0), BACK)
         s0 = decay * e0 + own0
         s1 = decay * e1 + own1
-        tl.store(border_ptr + to * (N * P) + tile, s0, mask=low)
-        tl.store(border_ptr + to * (N * P) + tile + split * P, s1, mask=high)
+        store_state(border_ptr, to, s0, s1, tile, low, high, N, P)
 
 
 def segment_borders(

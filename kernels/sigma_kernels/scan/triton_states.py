@@ -146,6 +146,55 @@ def chunk_decay(g_ptr, sequence_ptr, chunk, steps, T):
 
 
 @triton.jit
+def block_of_pairs(N: tl.constexpr, P: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_P: tl.constexpr):
+    """This program's pairs, where they lie in [N, P] and in [N2, P], and which have a first and a second channel."""
+    n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    p = tl.arange(0, BLOCK_P)
+    low = (n < (N + 1) // 2)[:, None] & (p < P)[None, :]
+    high = (n < N // 2)[:, None] & (p < P)[None, :]
+    return n, n[:, None] * P + p[None, :], (2 * n)[:, None] * P + p[None, :], low, high
+
+
+@triton.jit
+def load_state(state_ptr, at, tile, low, high, N: tl.constexpr, P: tl.constexpr):
+    """Both channels of the pairs of state `at` of [., N, P], fp32; zeros where `state_ptr` is None."""
+    s0 = tl.zeros(tile.shape, tl.float32)
+    s1 = tl.zeros(tile.shape, tl.float32)
+    if state_ptr is not None:
+        s0 = tl.load(state_ptr + at * (N * P) + tile, mask=low, other=0.0)
+        s1 = tl.load(state_ptr + at * (N * P) + tile + (N + 1) // 2 * P, mask=high, other=0.0)
+    return s0, s1
+
+
+@triton.jit
+def store_state(state_ptr, at, s0, s1, tile, low, high, N: tl.constexpr, P: tl.constexpr):
+    """What `load_state` loads."""
+    tl.store(state_ptr + at * (N * P) + tile, s0, mask=low)
+    tl.store(state_ptr + at * (N * P) + tile + (N + 1) // 2 * P, s1, mask=high)
+
+
+@triton.jit
+def turned(s0, s1, total, BACK: tl.constexpr):
+    """Rot(-total) of the pairs [BLOCK_N, BLOCK_P], or Rot(total) with BACK; `total` in counts of 2^-32 turn."""
+    cos, sin = cos_sin(total, tl.float32)
+    if BACK:
+        return s0 * cos[:, None] - s1 * sin[:, None], s1 * cos[:, None] + s0 * sin[:, None]
+    else:
+        return s0 * cos[:, None] + s1 * sin[:, None], s1 * cos[:, None] - s0 * sin[:, None]
+
+
+@triton.jit
+def segment_of(row, chunks, length):
+    """(first chunk, end, number of its state) of this program's segment of `length` chunks; None: there is one."""
+    first, last, own = 0, chunks, row
+    if length is not None:
+        first = tl.program_id(2) * length
+        last = tl.minimum(first + length, chunks)
+        own = row * tl.num_programs(2) + tl.program_id(2)
+    return first, last, own
+
+
+@triton.jit
 def state_pass_kernel(
     added_ptr, start_ptr, initial_ptr, final_ptr, g_ptr, total_ptr, sequence_ptr, T, H, chunks, steps, length,
     S: tl.constexpr, N: tl.constexpr, P: tl.constexpr,
@@ -157,23 +206,10 @@ def state_pass_kernel(
     chunks starts from its own initial state [B, H, segments, N, P]; None: there is one. Needs BLOCK_P >= P.
     """
     row = tl.program_id(0).to(tl.int64)
-    first, last, own = 0, chunks, row
-    if length is not None:
-        first = tl.program_id(2) * length
-        last = tl.minimum(first + length, chunks)
-        own = row * tl.num_programs(2) + tl.program_id(2)
-    n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
-    p = tl.arange(0, BLOCK_P)
+    first, last, own = segment_of(row, chunks, length)
+    n, tile, border, low, high = block_of_pairs(N, P, BLOCK_N, BLOCK_P)
     split: tl.constexpr = (N + 1) // 2
-    low = (n < split)[:, None] & (p < P)[None, :]
-    high = (n < N // 2)[:, None] & (p < P)[None, :]
-    tile = n[:, None] * P + p[None, :]
-    border = (2 * n)[:, None] * P + p[None, :]
-    s0 = tl.zeros((BLOCK_N, BLOCK_P), tl.float32)
-    s1 = tl.zeros((BLOCK_N, BLOCK_P), tl.float32)
-    if initial_ptr is not None:
-        s0 = tl.load(initial_ptr + own * (N * P) + tile, mask=low, other=0.0)
-        s1 = tl.load(initial_ptr + own * (N * P) + tile + split * P, mask=high, other=0.0)
+    s0, s1 = load_state(initial_ptr, own, tile, low, high, N, P)
     for chunk in tl.range(first, last, num_stages=STAGES):
         at = (row * chunks + chunk) * (2 * split * P) + border
         a0 = tl.load(added_ptr + at, mask=low, other=0.0).to(tl.float32)
@@ -182,16 +218,11 @@ def state_pass_kernel(
         tl.store(start_ptr + at, s0.to(start_ptr.dtype.element_ty), mask=low)
         tl.store(start_ptr + at + P, s1.to(start_ptr.dtype.element_ty), mask=low)
         decay = chunk_decay(g_ptr + row * T, sequence_ptr, chunk, steps, T)
-        cos, sin = cos_sin(total, tl.float32)
-        e0 = decay * s0 + a0
-        e1 = decay * s1 + a1
-        s0 = e0 * cos[:, None] + e1 * sin[:, None]
-        s1 = e1 * cos[:, None] - e0 * sin[:, None]
+        s0, s1 = turned(decay * s0 + a0, decay * s1 + a1, total, BACK=False)
     if length is not None:
         low = low & (last == chunks)
         high = high & (last == chunks)
-    tl.store(final_ptr + row * (N * P) + tile, s0, mask=low)
-    tl.store(final_ptr + row * (N * P) + tile + split * P, s1, mask=high)
+    store_state(final_ptr, row, s0, s1, tile, low, high, N, P)
 
 
 @triton.jit
@@ -208,25 +239,11 @@ def state_pass_backward_kernel(
     Segments as in `state_pass_kernel`, each with a `dfinal` of its own.
     """
     row = tl.program_id(0).to(tl.int64)
-    first, last, own = 0, chunks, row
-    if length is not None:
-        first = tl.program_id(2) * length
-        last = tl.minimum(first + length, chunks)
-        own = row * tl.num_programs(2) + tl.program_id(2)
-    n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
-    p = tl.arange(0, BLOCK_P)
+    first, last, own = segment_of(row, chunks, length)
+    n, tile, border, low, high = block_of_pairs(N, P, BLOCK_N, BLOCK_P)
     split: tl.constexpr = (N + 1) // 2
-    low = (n < split)[:, None] & (p < P)[None, :]
-    high = (n < N // 2)[:, None] & (p < P)[None, :]
-    tile = n[:, None] * P + p[None, :]
-    border = (2 * n)[:, None] * P + p[None, :]
-    d0 = tl.zeros((BLOCK_N, BLOCK_P), tl.float32)
-    d1 = tl.zeros((BLOCK_N, BLOCK_P), tl.float32)
-    if dfinal_ptr is not None:
-        d0 = tl.load(dfinal_ptr + own * (N * P) + tile, mask=low, other=0.0)
-        d1 = tl.load(dfinal_ptr + own * (N * P) + tile + split * P, mask=high, other=0.0)
-    s0 = tl.load(final_ptr + row * (N * P) + tile, mask=low, other=0.0)
-    s1 = tl.load(final_ptr + row * (N * P) + tile + split * P, mask=high, other=0.0)
+    d0, d1 = load_state(dfinal_ptr, own, tile, low, high, N, P)
+    s0, s1 = load_state(final_ptr, row, tile, low, high, N, P)
     if length is not None:  # noqa: SIM102 - known when it is compiled, which the other is not
         if last < chunks:  # the state at the end of this segment is the one that enters the next
             at = (row * chunks + last) * (2 * split * P) + border
@@ -241,9 +258,7 @@ def state_pass_backward_kernel(
         )
         tl.store(phase_restart_ptr + where * S + n, tl.sum(d0 * s1 - d1 * s0, 1), mask=n < S)
         total = tl.load(total_ptr + where * S + n, mask=n < S, other=0)
-        cos, sin = cos_sin(total, tl.float32)
-        e0 = d0 * cos[:, None] - d1 * sin[:, None]
-        e1 = d1 * cos[:, None] + d0 * sin[:, None]
+        e0, e1 = turned(d0, d1, total, BACK=True)
         tl.store(dend_ptr + at, e0.to(dend_ptr.dtype.element_ty), mask=low)
         tl.store(dend_ptr + at + P, e1.to(dend_ptr.dtype.element_ty), mask=low)
         decay = chunk_decay(g_ptr + row * T, sequence_ptr, chunk, steps, T)
@@ -254,5 +269,4 @@ def state_pass_backward_kernel(
     if length is not None:
         low = low & (first == 0)
         high = high & (first == 0)
-    tl.store(dinitial_ptr + row * (N * P) + tile, d0, mask=low)
-    tl.store(dinitial_ptr + row * (N * P) + tile + split * P, d1, mask=high)
+    store_state(dinitial_ptr, row, d0, d1, tile, low, high, N, P)
