@@ -30,6 +30,11 @@ def part_tile(width: int) -> dict[str, Any]:
     return row_tile(min(width, WIDEST_PART))
 
 
+def part_grid(rows: int, width: int, tile: dict[str, Any]) -> tuple[int, int]:
+    """Programs over the rows and over the parts of a row."""
+    return -(-rows // tile["BLOCK_ROWS"]), -(-width // tile["BLOCK_D"])
+
+
 def dense_rows(tensor: Tensor) -> Tensor:
     """`[..., D]` as `[rows, D]` with dense rows; copies only what no single row stride describes."""
     rows = tensor.reshape(-1, tensor.shape[-1])

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sigma_kernels.row_tiles import dense_rows, part_tile
+from sigma_kernels.row_tiles import dense_rows, part_grid, part_tile
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -30,9 +30,8 @@ def launch_scale_rows(a_MN: Tensor, factor: Tensor, dtype: torch.dtype) -> Tenso
     if out.numel() > 0:
         rows, width = a_MN.shape
         dense, tile = dense_rows(a_MN), part_tile(width)
-        grid = (-(-rows // tile["BLOCK_ROWS"]), -(-width // tile["BLOCK_D"]))
         with torch.cuda.device_of(a_MN):
-            _scale_rows_fwd_kernel[grid](
+            _scale_rows_fwd_kernel[part_grid(rows, width, tile)](
                 dense, factor, out, rows, dense.stride(0), factor.stride(0) if factor.ndim else 0, width, **tile
             )
     return out

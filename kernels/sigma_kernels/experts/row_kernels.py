@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sigma_kernels.row_tiles import dense_rows, part_tile
+from sigma_kernels.row_tiles import dense_rows, part_grid, part_tile
 
 # A product with a factor is rounded before it is added, as in the reference.
 SUM_OPTIONS: dict[str, Any] = {"enable_fp_fusion": False}
@@ -76,10 +76,9 @@ def launch_sum_choices(
     out = torch.empty(tokens, width, dtype=dtype, device=y_MD.device)
     if out.numel() > 0:
         y, tile = dense_rows(y_MD), part_tile(width)
-        grid = (-(-tokens // tile["BLOCK_ROWS"]), -(-width // tile["BLOCK_D"]))
         factor = None if factor_M is None else factor_M.contiguous()
         with torch.cuda.device_of(y):
-            _sum_choices_fwd_kernel[grid](
+            _sum_choices_fwd_kernel[part_grid(tokens, width, tile)](
                 y, inverse_M.contiguous(), factor, out, tokens, y.stride(0), width, TOP_K=top_k, **tile, **SUM_OPTIONS
             )
     return out

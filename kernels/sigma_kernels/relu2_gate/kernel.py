@@ -4,6 +4,9 @@ There are products only, taken in the order of PyTorch's autograd, hence no two 
 Formulas: r = relu(g), out = r^2 u; dg = (dout u) (2 r) where r > 0, du = dout r^2. g and u are the halves of a row.
 """
 
+# The device code is a language of its own, which the type checker takes for Python.
+# pyright: reportGeneralTypeIssues=false
+
 from __future__ import annotations
 
 from typing import Any
@@ -15,19 +18,26 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from sigma_kernels import counters
-from sigma_kernels.row_tiles import dense_rows, part_tile
+from sigma_kernels.row_tiles import dense_rows, part_grid, part_tile
 
 
-@triton.jit(do_not_specialize=["rows"])
-def _relu2_gate_fwd_kernel(
-    up_ptr, out_ptr, rows, stride_up, width, BLOCK_D: tl.constexpr, BLOCK_ROWS: tl.constexpr
-):  # fmt: skip
+@triton.jit
+def _load_halves(up_ptr, rows, stride_up, width, BLOCK_D: tl.constexpr, BLOCK_ROWS: tl.constexpr):
+    """Rows, columns and mask of this program's tile, and its two halves in fp32."""
     row = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     col = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     mask = (row < rows)[:, None] & (col < width)[None, :]
     gate_ptr = up_ptr + row[:, None] * stride_up + col[None, :]
     gate = tl.load(gate_ptr, mask=mask, other=0.0).to(tl.float32)
     value = tl.load(gate_ptr + width, mask=mask, other=0.0).to(tl.float32)
+    return row, col, mask, gate, value
+
+
+@triton.jit(do_not_specialize=["rows"])
+def _relu2_gate_fwd_kernel(
+    up_ptr, out_ptr, rows, stride_up, width, BLOCK_D: tl.constexpr, BLOCK_ROWS: tl.constexpr
+):  # fmt: skip
+    row, col, mask, gate, value = _load_halves(up_ptr, rows, stride_up, width, BLOCK_D, BLOCK_ROWS)
     gate = tl.where(gate <= 0, 0.0, gate)  # a maximum would drop NaN
     out = gate * gate * value
     tl.store(out_ptr + row[:, None] * width + col[None, :], out.to(out_ptr.dtype.element_ty), mask=mask)
@@ -37,12 +47,7 @@ def _relu2_gate_fwd_kernel(
 def _relu2_gate_bwd_kernel(
     dout_ptr, up_ptr, dup_ptr, rows, stride_dout, stride_up, width, BLOCK_D: tl.constexpr, BLOCK_ROWS: tl.constexpr
 ):  # fmt: skip
-    row = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-    col = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
-    mask = (row < rows)[:, None] & (col < width)[None, :]
-    gate_ptr = up_ptr + row[:, None] * stride_up + col[None, :]
-    gate = tl.load(gate_ptr, mask=mask, other=0.0).to(tl.float32)
-    value = tl.load(gate_ptr + width, mask=mask, other=0.0).to(tl.float32)
+    row, col, mask, gate, value = _load_halves(up_ptr, rows, stride_up, width, BLOCK_D, BLOCK_ROWS)
     dout = tl.load(dout_ptr + row[:, None] * stride_dout + col[None, :], mask=mask, other=0.0).to(tl.float32)
     off = gate <= 0  # False for NaN
     gate = tl.where(off, 0.0, gate)
@@ -75,10 +80,10 @@ def launch_forward(up: Tensor) -> Tensor:
     """`[..., F]` in the dtype of `up` `[..., 2 F]`."""
     out = torch.empty((*up.shape[:-1], up.shape[-1] // 2), dtype=up.dtype, device=up.device)
     if out.numel() > 0:
-        up_rows = dense_rows(up)
-        grid, tile = _grid_and_tile(*up_rows.shape)
+        up_rows, width = dense_rows(up), out.shape[-1]
+        rows, tile = up_rows.shape[0], part_tile(width)
         with torch.cuda.device_of(up):
-            _relu2_gate_fwd_kernel[grid](up_rows, out, up_rows.shape[0], up_rows.stride(0), out.shape[-1], **tile)
+            _relu2_gate_fwd_kernel[part_grid(rows, width, tile)](up_rows, out, rows, up_rows.stride(0), width, **tile)
     return out
 
 
@@ -86,17 +91,10 @@ def launch_backward(dout: Tensor, up: Tensor) -> Tensor:
     """The gradient of `up`, of its shape and dtype, dense."""
     dup = torch.empty(up.shape, dtype=up.dtype, device=up.device)
     if dup.numel() > 0:
-        dout_rows, up_rows = dense_rows(dout), dense_rows(up)
-        grid, tile = _grid_and_tile(*up_rows.shape)
+        dout_rows, up_rows, width = dense_rows(dout), dense_rows(up), dout.shape[-1]
+        rows, tile = up_rows.shape[0], part_tile(width)
         with torch.cuda.device_of(up):
-            _relu2_gate_bwd_kernel[grid](
-                dout_rows, up_rows, dup, up_rows.shape[0], dout_rows.stride(0), up_rows.stride(0), dout.shape[-1],
-                **tile,
-            )  # fmt: skip
+            _relu2_gate_bwd_kernel[part_grid(rows, width, tile)](
+                dout_rows, up_rows, dup, rows, dout_rows.stride(0), up_rows.stride(0), width, **tile
+            )
     return dup
-
-
-def _grid_and_tile(rows: int, both: int) -> tuple[tuple[int, int], dict[str, Any]]:
-    """For `rows` rows of two halves that are `both` wide together."""
-    tile = part_tile(both // 2)
-    return (-(-rows // tile["BLOCK_ROWS"]), -(-(both // 2) // tile["BLOCK_D"])), tile
