@@ -17,8 +17,6 @@ from torch import Tensor
 
 from sigma.data.tokenizer import BOS, EOS
 
-IGNORED = -100  # a label that is not learned
-
 
 @dataclass
 class Batch:

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from sigma.data.corpus import Corpus, Kind, load_corpus
-from sigma.data.packing import IGNORED
 from sigma.data.record import Record
 from sigma.data.tokenizer import BOS, PAD, Tokenizer
+from sigma_kernels.cross_entropy.reference import IGNORED_LABEL
 
 
 @dataclass
@@ -92,7 +92,7 @@ class Validation:
     def _batch(self, rows: list[list[np.ndarray]], length: int) -> ValidationBatch:
         """Rows of windows as tensors."""
         shape = (len(rows), length)
-        inputs, labels = np.full(shape, PAD, dtype=np.int64), np.full(shape, IGNORED, dtype=np.int64)
+        inputs, labels = np.full(shape, PAD, dtype=np.int64), np.full(shape, IGNORED_LABEL, dtype=np.int64)
         segments, positions = np.full(shape, -1, dtype=np.int32), np.full(shape, -1, dtype=np.int32)
         starts: list[int] = []
         for row, windows in enumerate(rows):
@@ -105,10 +105,10 @@ class Validation:
                 at += len(window) - 1
             if at < length:
                 starts.append(row * length + at)
-        label_bytes = np.where(labels == IGNORED, 0, self._tokenizer.byte_length_V[np.maximum(labels, 0)])
+        label_bytes = np.where(labels == IGNORED_LABEL, 0, self._tokenizer.byte_length_V[np.maximum(labels, 0)])
         return ValidationBatch(
             *(torch.from_numpy(array) for array in (inputs, labels, segments, positions, label_bytes)),
             cu_seqlens=torch.tensor([*starts, len(rows) * length], dtype=torch.int32),
-            tokens=int((labels != IGNORED).sum()),
+            tokens=int((labels != IGNORED_LABEL).sum()),
             text_bytes=int(label_bytes.sum()),
         )

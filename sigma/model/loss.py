@@ -34,7 +34,8 @@ def causal_lm_loss(
             raise ValueError("a loss needs labels or shift_labels")
         shift_labels = F.pad(labels, (0, 1), value=ignore_index)[..., 1:]
     used = shift_labels.to(logits.device)
-    used = used.masked_fill(used == ignore_index, IGNORED_LABEL)
+    if ignore_index != IGNORED_LABEL:
+        used = used.masked_fill(used == ignore_index, IGNORED_LABEL)
     total = cross_entropy(logits.reshape(*used.shape, vocab_size), used).sum()
     count = (used != IGNORED_LABEL).sum() if num_items_in_batch is None else num_items_in_batch
     return total / (count.to(total.device) if isinstance(count, Tensor) else count)

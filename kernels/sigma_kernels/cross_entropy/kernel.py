@@ -66,7 +66,8 @@ def _cross_entropy_bwd_kernel(
     known = (label >= 0) & (label < width)
     x = tl.load(logits_ptr + row * stride + col, mask=inside & used, other=0.0).to(tl.float32)
     dnats = tl.where(known, tl.load(dnats_ptr + row * stride_dnats), float("nan"))
-    probability = tl.exp2((x - tl.load(largest_ptr + row)) * LOG2_E) / tl.load(total_ptr + row)
+    per_total = 1.0 / tl.load(total_ptr + row)  # one division a row
+    probability = tl.exp2((x - tl.load(largest_ptr + row)) * LOG2_E) * per_total
     dlogits = tl.where(used, (probability - tl.where(col == label, 1.0, 0.0)) * dnats, 0.0)
     tl.store(dlogits_ptr + row * width + col, dlogits.to(dlogits_ptr.dtype.element_ty), mask=inside)
 
@@ -77,6 +78,7 @@ class CrossEntropyFn(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, labels: Tensor) -> Tensor:
         counters.add("cross_entropy.forward")
+        labels = labels.contiguous()
         nats, largest, total = launch_forward(logits, labels)
         ctx.save_for_backward(logits, labels, largest, total)
         return nats
@@ -90,14 +92,14 @@ class CrossEntropyFn(torch.autograd.Function):
 
 
 def launch_forward(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(loss in nats, largest logit, sum of e^(logit - largest)), fp32 in the shape of `labels`."""
+    """(loss in nats, largest logit, sum of e^(logit - largest)), fp32 in the shape of `labels`, which are dense."""
     nats = torch.empty(labels.shape, dtype=torch.float32, device=logits.device)
     largest, total = torch.empty_like(nats), torch.empty_like(nats)
     if nats.numel() > 0:
         rows = dense_rows(logits)
         with torch.cuda.device_of(logits):
             _cross_entropy_fwd_kernel[(rows.shape[0],)](
-                rows, labels.contiguous(), nats, largest, total, rows.stride(0), rows.shape[1], **TILE,
+                rows, labels, nats, largest, total, rows.stride(0), rows.shape[1], **TILE,
             )  # fmt: skip
     return nats, largest, total
 
@@ -108,8 +110,8 @@ def launch_backward(logits: Tensor, labels: Tensor, largest: Tensor, total: Tens
     if labels.numel() > 0:
         rows, dnats_rows = dense_rows(logits), dnats.reshape(-1)
         with torch.cuda.device_of(logits):
-            _cross_entropy_bwd_kernel[rows.shape[0], triton.cdiv(rows.shape[1], TILE["BLOCK_V"])](
-                rows, labels.contiguous(), largest, total, dnats_rows, dlogits,
+            _cross_entropy_bwd_kernel[rows.shape[0], -(-rows.shape[1] // TILE["BLOCK_V"])](
+                rows, labels, largest, total, dnats_rows, dlogits,
                 rows.stride(0), dnats_rows.stride(0), rows.shape[1], **TILE,
             )  # fmt: skip
     return dlogits

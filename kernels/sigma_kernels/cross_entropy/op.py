@@ -14,7 +14,7 @@ from sigma_kernels.row_tiles import FLOATS
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """-log softmax(logits)[label] in nats for each label; the Triton kernel on CUDA, the reference elsewhere.
 
-    The kernel keeps the logits as they are and one number a row: no copy in fp32, no matrix of probabilities. Counts
+    The kernel keeps the logits as they are and two numbers a row: no copy in fp32, no matrix of probabilities. Counts
     `cross_entropy.forward` and `cross_entropy.backward`.
 
     Args:
