@@ -55,6 +55,11 @@ class Limits:
         """Whether one more run would end in time if it took as long as the longest of the latest ones."""
         return time.monotonic() - self.started + max(self.latest, default=0.0) <= min(self.budget_s, self.stop_s)
 
+    def ended(self, row: Row, since: float) -> None:
+        """A run has given its row; when it did all of its steps, its time foretells others."""
+        if row["status"] in WHOLE:
+            self.latest.append(time.monotonic() - since)
+
     def left(self) -> float | None:
         """Seconds until the hard end, None without one."""
         return None if math.isinf(self.stop_s) else max(0.0, self.started + self.stop_s - time.monotonic())
@@ -69,8 +74,7 @@ def one_by_one(plan: Plan, limits: Limits) -> int:
 
         before = time.monotonic()
         row = execute(**plan.arguments(run))
-        if row["status"] in WHOLE:
-            limits.latest.append(time.monotonic() - before)
+        limits.ended(row, before)
         plan.record(run, row)
     return DONE
 
@@ -193,9 +197,8 @@ class Pool:
             self._dismiss(worker)
         else:
             self._plan.record(run, row)
-            if row["status"] in WHOLE:
-                self._limits.latest.append(time.monotonic() - worker.since)
-            else:  # an error of the device stays with the process
+            self._limits.ended(row, worker.since)
+            if row["status"] not in WHOLE:  # an error of the device stays with the process
                 self._dismiss(worker)
 
     def _lose(self, run: Hashable | None, why: str) -> None:

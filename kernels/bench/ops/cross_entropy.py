@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
 
 import torch
 from floors import Work
@@ -16,55 +15,36 @@ from sigma_kernels.cross_entropy.reference import cross_entropy_reference
 
 SHAPES = [(65536, 8192), (16384, 50304), (8192, 128256)]
 
-PROVIDERS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "sigma": cross_entropy,
-    "eager": cross_entropy_reference,
-    "compiled": torch.compile(cross_entropy_reference, dynamic=False),
-}
+Loss = Callable[[Tensor, Tensor], Tensor]
 
 
-@dataclass
-class Run:
-    """What a case runs; its inputs exist from `setup` on."""
+def providers() -> dict[str, Loss]:
+    """All take (logits, labels)."""
+    compiled = torch.compile(cross_entropy_reference, dynamic=False)
+    return {"sigma": cross_entropy, "eager": cross_entropy_reference, "compiled": compiled}
 
-    provider: Callable[[Tensor, Tensor], Tensor]
-    shape: tuple[int, int]
-    both: bool
-    _held: list[Any] = field(default_factory=list)
 
-    def setup(self) -> None:
-        """Make the inputs."""
-        rows, width = self.shape
-        generator = torch.Generator("cuda").manual_seed(0)
-        logits = torch.randn(rows, width, device="cuda", dtype=torch.bfloat16, generator=generator)
-        labels = torch.randint(width, (rows,), device="cuda", generator=generator)
-        self._held = [logits.requires_grad_(self.both), labels]
-
-    def __call__(self) -> object:
-        logits, labels = self._held
-        nats = self.provider(logits, labels).mean()
-        return torch.autograd.grad(nats, logits) if self.both else nats
+def both(loss: Loss, logits: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+    """Forward and backward of the mean."""
+    return torch.autograd.grad(loss(logits, labels).mean(), logits)
 
 
 @benchmark("cross_entropy")
-def cases() -> Iterator[list[Case]]:
-    """Reads the logits once forward; reads them again and writes their gradient backward."""
-    for shape in SHAPES:
-        for both in (False, True):
-            least = (3 if both else 1) * 2 * shape[0] * shape[1]
-            group = []
-            for name, provider in PROVIDERS.items():
-                run = Run(provider, shape, both)
-                group.append(
-                    Case(
-                        shape=f"{shape[0]}x{shape[1]}",
-                        dtype="bfloat16",
-                        provider=name,
-                        direction="forward+backward" if both else "forward",
-                        bytes=least,
-                        work=(Work(least, 0),),
-                        run=run,
-                        setup=run.setup,
-                    )
-                )
-            yield group
+def cases() -> Iterator[Case]:
+    """Forward reads the logits once; the backward reads them again and writes their gradient."""
+    for rows, width in SHAPES:
+        generator = torch.Generator("cuda").manual_seed(0)
+        logits = torch.randn(rows, width, device="cuda", dtype=torch.bfloat16, generator=generator).requires_grad_()
+        labels = torch.randint(width, (rows,), device="cuda", generator=generator)
+        least = logits.nbytes
+        for name, loss in providers().items():
+            where = {"shape": f"{rows}x{width}", "dtype": "bfloat16", "provider": name}
+            work = (Work(least, 0), Work(2 * least, 0))
+            yield Case(**where, direction="forward", bytes=least, work=work[:1], run=partial(loss, logits, labels))
+            yield Case(
+                **where,
+                direction="forward+backward",
+                bytes=3 * least,
+                work=work,
+                run=partial(both, loss, logits, labels),
+            )

@@ -18,7 +18,7 @@ SHAPES = [(131072, 256), (131072, 768)]
 TOP_K = 2
 DTYPE = torch.bfloat16
 
-PROVIDERS = {"sigma": (row_dots, sum_choices), "torch": (row_dots_reference, sum_choices_reference)}
+PROVIDERS = {"sigma": (row_dots, sum_choices), "eager": (row_dots_reference, sum_choices_reference)}
 
 
 def _normal(*shape: int, dtype: torch.dtype = DTYPE) -> Tensor:
