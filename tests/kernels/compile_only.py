@@ -72,6 +72,12 @@ def compile_kernel(
     return Usage(*_registers_and_spills(cubin), shared_bytes=shared, waiting=waiting, load_bytes=narrowest)
 
 
+def assert_lean(usage: Usage, most_registers: int) -> None:
+    """Nothing is spilled, and so many registers of a thread let enough warps share a multiprocessor."""
+    assert usage.spilled_bytes == 0
+    assert usage.registers <= most_registers
+
+
 def _registers_and_spills(cubin: bytes) -> tuple[int, int]:
     """Asks the cuobjdump that Triton brings along; local memory that is not the stack's is what was spilled."""
     text = _said_of(cubin, "cuobjdump", "--dump-resource-usage")

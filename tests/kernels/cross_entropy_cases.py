@@ -8,8 +8,6 @@ from torch import Tensor
 from sigma_kernels.cross_entropy.op import cross_entropy
 from sigma_kernels.cross_entropy.reference import cross_entropy_reference
 
-DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-
 
 def make_inputs(
     shape: tuple[int, ...], dtype: torch.dtype, *, spread: float = 3.0, device: str = "cpu"

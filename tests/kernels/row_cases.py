@@ -12,7 +12,6 @@ from sigma_kernels.experts.reference import row_dots_reference, sum_choices_refe
 from sigma_kernels.experts.rows import row_dots, sum_choices
 from tests.kernels.tolerance import assert_close
 
-FLOATS = [torch.float32, torch.bfloat16, torch.float16]
 INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 

@@ -11,7 +11,7 @@ from sigma_kernels import counters, dispatch
 from sigma_kernels.ahead import KernelsAhead
 from sigma_kernels.experts.rows import row_dots, sum_choices
 from sigma_kernels.row_tiles import row_tile
-from tests.kernels.compile_only import EVERY_CAPABILITY, compile_kernel
+from tests.kernels.compile_only import EVERY_CAPABILITY, assert_lean, compile_kernel
 from tests.kernels.fake_gpu import fake_gpu
 from tests.kernels.row_cases import expert_step, normal, same_bits, shuffled
 
@@ -69,8 +69,7 @@ def test_dots_load_16_bytes_a_thread_and_spill_nothing(width, types, capability)
         kernels._row_dots_fwd_kernel, [*types, "*fp32", "i32", *["i32:16"] * 3],
         capability=capability, **row_tile(width),
     )  # fmt: skip
-    assert usage.spilled_bytes == 0
-    assert usage.registers <= MOST_REGISTERS
+    assert_lean(usage, MOST_REGISTERS)
     assert usage.load_bytes == 16
 
 
@@ -85,8 +84,7 @@ def test_sums_of_choices_spill_nothing(width, top_k, types, factor, capability):
         kernels._sum_choices_fwd_kernel, [given, "*i64", factor, out, "i32", "i32:16", "i32:16"],
         capability=capability, options=kernels.SUM_OPTIONS, TOP_K=top_k, **row_tile(width),
     )  # fmt: skip
-    assert usage.spilled_bytes == 0
-    assert usage.registers <= MOST_REGISTERS
+    assert_lean(usage, MOST_REGISTERS)
 
 
 def test_a_rehearsal_compiles_what_a_step_launches_and_fuses_no_factor_with_a_sum(tmp_path):

@@ -13,7 +13,7 @@ from sigma_kernels.relu2_gate.op import relu2_gate
 from sigma_kernels.relu2_gate.reference import relu2_gate_reference
 from sigma_kernels.row_tiles import part_tile
 from tests.kernels import relu2_gate_cases as cases
-from tests.kernels.compile_only import EVERY_CAPABILITY, compile_kernel
+from tests.kernels.compile_only import EVERY_CAPABILITY, assert_lean, compile_kernel
 from tests.kernels.fake_gpu import fake_gpu
 from tests.kernels.row_cases import normal
 
@@ -77,8 +77,7 @@ def test_the_kernels_load_16_bytes_a_thread_and_spill_nothing(width, pointer, ca
     backward = [pointer] * 3 + ["i32", "i32:16", "i32:16", "i32:16"]
     for function, types in ((kernel._relu2_gate_fwd_kernel, forward), (kernel._relu2_gate_bwd_kernel, backward)):
         usage = compile_kernel(function, types, capability=capability, **part_tile(width))
-        assert usage.spilled_bytes == 0
-        assert usage.registers <= MOST_REGISTERS
+        assert_lean(usage, MOST_REGISTERS)
         assert usage.load_bytes == 16
 
 

@@ -11,7 +11,7 @@ from sigma_kernels import counters, dispatch
 from sigma_kernels.ahead import KernelsAhead
 from sigma_kernels.bitlinear.op import quantize_activation, scale_rows
 from sigma_kernels.row_tiles import WIDEST, row_tile
-from tests.kernels.compile_only import EVERY_CAPABILITY, compile_kernel
+from tests.kernels.compile_only import EVERY_CAPABILITY, assert_lean, compile_kernel
 from tests.kernels.fake_gpu import fake_gpu
 from tests.kernels.row_cases import expert_step, normal, product_step, same_bits
 
@@ -78,8 +78,7 @@ def test_the_codes_load_16_bytes_a_thread_and_spill_nothing(width, types, capabi
         kernel._quantize_rows_fwd_kernel, [*types, "*fp32", "i32", "i32:16", "i32:16"],
         capability=capability, options=kernel.OPTIONS, **row_tile(width),
     )  # fmt: skip
-    assert usage.spilled_bytes == 0
-    assert usage.registers <= MOST_REGISTERS
+    assert_lean(usage, MOST_REGISTERS)
     assert usage.load_bytes == 16
 
 
@@ -93,8 +92,7 @@ def test_scaled_rows_spill_nothing(width, types, capability):
         kernel._scale_rows_fwd_kernel, [given, "*fp32", out, "i32", "i32:16", "i32", "i32:16"],
         capability=capability, **row_tile(width),
     )  # fmt: skip
-    assert usage.spilled_bytes == 0
-    assert usage.registers <= MOST_REGISTERS
+    assert_lean(usage, MOST_REGISTERS)
 
 
 def test_a_rehearsal_compiles_what_a_product_launches_and_fuses_no_product_with_a_sum(tmp_path):
