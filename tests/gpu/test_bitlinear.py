@@ -7,7 +7,7 @@ import torch
 
 from sigma_kernels import counters, dispatch
 from sigma_kernels.bitlinear.op import quantize_activation, scale_rows
-from sigma_kernels.row_tiles import WIDEST
+from sigma_kernels.row_tiles import FLOATS, WIDEST
 from tests.kernels import row_cases as cases
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("triton_backend")]
@@ -16,7 +16,7 @@ SHAPES = [(1, 1), (3, 7), (65, 100), (65, 300), (999, 2048), (33, WIDEST)]
 
 
 @pytest.mark.parametrize("codes", [torch.int8, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("dtype", cases.FLOATS, ids=str)
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_codes_and_scales_have_the_bits_of_the_reference(shape, dtype, codes):
     cases.assert_codes(cases.normal(*shape, dtype=dtype).cuda(), codes)
@@ -28,21 +28,21 @@ def test_codes_of_a_layer_have_the_bits_of_the_reference(codes):
     cases.assert_codes(cases.normal(4096, 768, dtype=torch.bfloat16).cuda(), codes)
 
 
-@pytest.mark.parametrize("codes", [torch.int8, *cases.FLOATS], ids=str)
-@pytest.mark.parametrize("dtype", cases.FLOATS, ids=str)
+@pytest.mark.parametrize("codes", [torch.int8, *FLOATS], ids=str)
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("width", [7, 64, 300, 2048])
 def test_ties_zeros_tiny_rows_and_what_is_not_finite_have_the_bits_of_the_reference(width, dtype, codes):
     cases.assert_codes(cases.special_rows(width, dtype).cuda(), codes)
 
 
-@pytest.mark.parametrize("dtype", cases.FLOATS, ids=str)
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("width", [33, 256])
 def test_rows_inside_wider_ones_are_read_in_place(width, dtype):
     cases.assert_codes(cases.inside_wider_rows(cases.normal(65, width, dtype=dtype).cuda()), torch.bfloat16)
 
 
-@pytest.mark.parametrize("out", cases.FLOATS, ids=str)
-@pytest.mark.parametrize("dtype", cases.FLOATS, ids=str)
+@pytest.mark.parametrize("out", FLOATS, ids=str)
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("shape", [*SHAPES, (4096, 768)], ids=str)
 def test_scaled_rows_have_the_bits_of_the_reference(shape, dtype, out):
     a = cases.normal(*shape, dtype=dtype)

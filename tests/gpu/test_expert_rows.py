@@ -7,7 +7,7 @@ import torch
 
 from sigma_kernels import counters, dispatch
 from sigma_kernels.experts.rows import row_dots, sum_choices
-from sigma_kernels.row_tiles import WIDEST
+from sigma_kernels.row_tiles import FLOATS, WIDEST
 from tests.kernels import row_cases as cases
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("triton_backend")]
@@ -15,8 +15,8 @@ pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("triton_backend")]
 SHAPES = [(1, 1), (3, 7), (65, 100), (65, 300), (999, 2048), (33, WIDEST)]
 
 
-@pytest.mark.parametrize("right", cases.FLOATS, ids=str)
-@pytest.mark.parametrize("left", cases.FLOATS, ids=str)
+@pytest.mark.parametrize("right", FLOATS, ids=str)
+@pytest.mark.parametrize("left", FLOATS, ids=str)
 @pytest.mark.parametrize("shape", [*SHAPES, (4096, 256)], ids=str)
 def test_dots_of_integers_are_exact_and_others_are_right_in_fp32(shape, left, right):
     a, b = cases.small_integers(*shape, dtype=left).cuda(), cases.small_integers(*shape, seed=1, dtype=right).cuda()
@@ -27,8 +27,8 @@ def test_dots_of_integers_are_exact_and_others_are_right_in_fp32(shape, left, ri
     assert cases.same_bits(row_dots(a, b), row_dots(a, b))
 
 
-@pytest.mark.parametrize("out", cases.FLOATS, ids=str)
-@pytest.mark.parametrize("dtype", cases.FLOATS, ids=str)
+@pytest.mark.parametrize("out", FLOATS, ids=str)
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("top_k", [1, 2, 3, 8])
 @pytest.mark.parametrize("shape", [*SHAPES, (4096, 256)], ids=str)
 def test_sums_of_choices_have_the_bits_of_the_reference(shape, top_k, dtype, out):

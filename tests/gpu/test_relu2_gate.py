@@ -7,8 +7,9 @@ import torch
 
 from sigma_kernels import counters
 from sigma_kernels.relu2_gate.op import relu2_gate
+from sigma_kernels.row_tiles import FLOATS
 from tests.kernels import relu2_gate_cases as cases
-from tests.kernels.row_cases import FLOATS, inside_wider_rows
+from tests.kernels.row_cases import inside_wider_rows
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("triton_backend")]
 

@@ -9,6 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from sigma_kernels import counters
 from sigma_kernels.experts import op
 from sigma_kernels.experts.rows import row_dots, sum_choices
+from sigma_kernels.row_tiles import FLOATS
 from tests.kernels import row_cases as cases
 
 # One element, odd widths, several tiles, a width over the tile.
@@ -17,8 +18,8 @@ SHAPES = [(1, 1), (3, 7), (65, 64), (3, 100), (65, 300), (2, 3000)]
 pytestmark = pytest.mark.usefixtures("every_access_lies_in_a_tensor")
 
 
-@pytest.mark.parametrize("right", cases.FLOATS, ids=str)
-@pytest.mark.parametrize("left", cases.FLOATS, ids=str)
+@pytest.mark.parametrize("right", FLOATS, ids=str)
+@pytest.mark.parametrize("left", FLOATS, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_dots_of_integers_are_exact_and_others_are_right_in_fp32(shape, left, right):
     a, b = cases.small_integers(*shape, dtype=left), cases.small_integers(*shape, seed=1, dtype=right)
@@ -41,8 +42,8 @@ def test_nothing_has_dots_of_zero(shape):
     assert cases.same_bits(dots, torch.zeros(shape[0]))
 
 
-@pytest.mark.parametrize("out", cases.FLOATS, ids=str)
-@pytest.mark.parametrize("dtype", cases.FLOATS, ids=str)
+@pytest.mark.parametrize("out", FLOATS, ids=str)
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("top_k", [1, 2, 3, 8])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_sums_of_choices_have_the_bits_of_the_reference(shape, top_k, dtype, out):

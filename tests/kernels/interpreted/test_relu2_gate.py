@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from sigma.memory import instant
 from sigma_kernels import counters
 from sigma_kernels.relu2_gate.op import relu2_gate
+from sigma_kernels.row_tiles import FLOATS
 from tests.kernels import relu2_gate_cases as cases
-from tests.kernels.row_cases import FLOATS, inside_wider_rows, same_bits
+from tests.kernels.row_cases import inside_wider_rows, same_bits
 
 # One element, odd widths, several tiles of rows, several tiles of columns.
 SHAPES = [(1,), (5, 123), (3, 2, 100), (131, 64), (2, 3000)]

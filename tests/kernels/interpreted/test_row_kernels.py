@@ -7,6 +7,7 @@ import torch
 
 from sigma_kernels import counters, dispatch
 from sigma_kernels.bitlinear.op import quantize_activation, scale_rows
+from sigma_kernels.row_tiles import FLOATS
 from tests.kernels import row_cases as cases
 
 # One element, odd widths, several tiles, a width over the tile.
@@ -15,8 +16,8 @@ SHAPES = [(1, 1), (3, 7), (65, 64), (3, 100), (65, 300), (2, 3000)]
 pytestmark = pytest.mark.usefixtures("every_access_lies_in_a_tensor")
 
 
-@pytest.mark.parametrize("codes", [torch.int8, *cases.FLOATS], ids=str)
-@pytest.mark.parametrize("dtype", cases.FLOATS, ids=str)
+@pytest.mark.parametrize("codes", [torch.int8, *FLOATS], ids=str)
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_codes_and_scales_have_the_bits_of_the_reference(shape, dtype, codes):
     cases.assert_codes(cases.normal(*shape, dtype=dtype), codes)
@@ -24,7 +25,7 @@ def test_codes_and_scales_have_the_bits_of_the_reference(shape, dtype, codes):
 
 @pytest.mark.filterwarnings("ignore:invalid value")  # numpy's, which interprets
 @pytest.mark.parametrize("codes", [torch.int8, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("dtype", cases.FLOATS, ids=str)
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("width", [7, 64, 300])
 def test_ties_zeros_tiny_rows_and_what_is_not_finite_have_the_bits_of_the_reference(width, dtype, codes):
     x = cases.special_rows(width, dtype)
@@ -41,7 +42,7 @@ def test_ties_round_to_even():
     assert scale.tolist() == [1]
 
 
-@pytest.mark.parametrize("dtype", cases.FLOATS, ids=str)
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_rows_inside_wider_ones_and_turned_ones_have_the_same_bits(dtype):
     x = cases.normal(5, 33, dtype=dtype)
     cases.assert_codes(cases.inside_wider_rows(x), torch.int8)
@@ -50,8 +51,8 @@ def test_rows_inside_wider_ones_and_turned_ones_have_the_same_bits(dtype):
     cases.assert_codes(cases.normal(2, 3, 33, dtype=dtype), torch.int8)
 
 
-@pytest.mark.parametrize("out", cases.FLOATS, ids=str)
-@pytest.mark.parametrize("dtype", cases.FLOATS, ids=str)
+@pytest.mark.parametrize("out", FLOATS, ids=str)
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_scaled_rows_have_the_bits_of_the_reference(shape, dtype, out):
     a = cases.normal(*shape, dtype=dtype)
@@ -80,7 +81,7 @@ def by_both_ways(step):
 
 
 @pytest.mark.parametrize("compute", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("dtype", cases.FLOATS, ids=str)
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("shape", [(1, 7), (2, 33, 40), (0, 8)], ids=str)
 def test_a_ternary_product_and_its_gradients_have_the_bits_of_the_eager_way(shape, dtype, compute):
     x = cases.normal(*shape, dtype=dtype)
