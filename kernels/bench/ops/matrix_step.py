@@ -1,7 +1,8 @@
 """The elementwise halves of a matrix optimizer's step, against the reference: % of copy bandwidth at 100 M and 1 G.
 
 `forward` is the momentum step (gradient, momentum in and out, what is orthogonalised), `backward` the weight step
-(direction, weights in and out).
+(direction, weights in and out). `sigma-graph` repeats it from a CUDA graph, as the trainer does: a step of small
+matrices takes the host longer than the device.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 
 import torch
 from floors import Work
+from graph import captured
 from registry import Case, benchmark
 from torch import Tensor
 
@@ -85,6 +87,20 @@ def weight(t: Tensors) -> object:
     )  # fmt: skip
 
 
+def eager(step: Callable[[], object]) -> Callable[[], object]:
+    """The step by the reference."""
+
+    def run() -> object:
+        dispatch.set_backend("reference")
+        try:
+            return step()
+        finally:
+            dispatch.set_backend("auto")
+
+    return run
+
+
+PROVIDERS = {"sigma": lambda step: step, "sigma-graph": captured, "eager": eager}
 STEPS: dict[str, Callable[[Tensors], object]] = {"forward": momentum, "backward": weight}
 
 
@@ -92,21 +108,18 @@ STEPS: dict[str, Callable[[Tensors], object]] = {"forward": momentum, "backward"
 class Run:
     """What a case runs; its tensors exist from `setup` on."""
 
+    provider: Callable[[Callable[[], object]], Callable[[], object]]
     step: Callable[[Tensors], object]
     make: Callable[[], Tensors]
-    reference: bool
     _held: list[Any] = field(default_factory=list)
 
     def setup(self) -> None:
         """Make the tensors."""
-        self._held = [self.make()]
+        tensors = self.make()
+        self._held = [self.provider(lambda: self.step(tensors))]
 
     def __call__(self) -> object:
-        dispatch.set_backend("reference" if self.reference else "auto")
-        try:
-            return self.step(self._held[0])
-        finally:
-            dispatch.set_backend("auto")
+        return self._held[0]()
 
 
 def bytes_of(direction: str, storage: str) -> int:
@@ -124,8 +137,8 @@ def cases() -> Iterator[list[Case]]:
         for storage in STORAGE:
             for direction, step in STEPS.items():
                 moved = stacks * EXPERTS * rows * columns * bytes_of(direction, storage)
-                for name in ("sigma", "eager"):
-                    run = Run(step, lambda s=(stacks, rows, columns, storage): make(*s), reference=name == "eager")
+                for name, provider in PROVIDERS.items():
+                    run = Run(provider, step, lambda s=(stacks, rows, columns, storage): make(*s))
                     yield [
                         Case(
                             shape=f"{stacks * EXPERTS}x{rows}x{columns}",
