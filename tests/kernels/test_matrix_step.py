@@ -7,6 +7,7 @@ import torch
 
 from sigma_kernels.matrix_step.codes import (
     BLOCK,
+    SMALLEST_SCALE,
     blocks_of,
     decode_int8,
     decode_residual,
@@ -37,6 +38,14 @@ def test_int8_is_within_half_a_step_of_its_block(shape):
 def test_int8_of_zeros_is_zero():
     codes, scale = encode_int8(torch.zeros(2, 3, 4))
     assert not bool(decode_int8(codes, scale).any())
+
+
+@pytest.mark.parametrize("size", [1e-45, 1e-40, 1e-37, 2e-36, 3e38])
+def test_int8_of_the_smallest_and_largest_numbers_is_within_half_a_step_or_zero(size):
+    values = torch.tensor([[[size, -size / 2, 0.0]]])
+    codes, scale = encode_int8(values)
+    step = scale.item() if scale.item() >= SMALLEST_SCALE else 2 * values.abs().max().item()
+    assert (decode_int8(codes, scale).double() - values.double()).abs().max() <= 0.5001 * step
 
 
 def test_bf16_with_a_residual_keeps_24_bits():

@@ -10,6 +10,7 @@ from torch import Tensor
 
 BLOCK = 2048  # elements of a matrix, row by row, that share a scale
 LEVELS = 127
+SMALLEST_SCALE = 2.0**-126  # below it 1 / scale may be infinite, and the codes are 0
 STEPS_PER_ULP = 254.0  # the residual's -127..127 spans one unit in the last place of the bf16 weight
 
 
@@ -21,13 +22,15 @@ def blocks_of(elements: int) -> int:
 def encode_int8(values_KMN: Tensor) -> tuple[Tensor, Tensor]:
     """(codes int8 `[K, m, n]`, scales fp32 `[K, blocks]`): scale = max |x| / 127 of a block, code = round(x / scale).
 
-    The error of an element is at most half its block's scale.
+    The error of an element is at most half its block's scale; blocks below 127 * SMALLEST_SCALE become 0. One division
+    a block: one an element, rounded as IEEE asks, is what the kernel would spend most of its time on.
     """
     flat = values_KMN.float().flatten(1)
     padding = blocks_of(flat.shape[1]) * BLOCK - flat.shape[1]
     blocks = torch.nn.functional.pad(flat, (0, padding)).unflatten(1, (-1, BLOCK))
     scale = blocks.abs().amax(dim=2) / LEVELS
-    codes = torch.where(scale[..., None] > 0, blocks / scale[..., None], 0.0).round()
+    inverse = torch.where(scale >= SMALLEST_SCALE, 1 / scale, 0.0)
+    codes = (blocks * inverse[..., None]).clamp(-LEVELS, LEVELS).round()
     return codes.to(torch.int8).flatten(1)[:, : flat.shape[1]].reshape(values_KMN.shape).contiguous(), scale
 
 

@@ -19,16 +19,18 @@ import triton.language as tl
 from torch import Tensor
 
 from sigma_kernels.matrix_step.blocks import ABSENT, ADDRESSES, BlockList
-from sigma_kernels.matrix_step.codes import BLOCK, LEVELS, STEPS_PER_ULP
+from sigma_kernels.matrix_step.codes import BLOCK, LEVELS, SMALLEST_SCALE, STEPS_PER_ULP
 from sigma_kernels.matrix_step.reference import Decay, Form
 
 TILE = BLOCK
 ONE_WARP: dict[str, Any] = {"num_warps": 1}
 WARPS = 4  # 16 elements a thread: four 16-byte loads of fp32 in flight for each tensor
 
-ROUND = tl.constexpr(12582912.0)  # 1.5 * 2^23: adding and taking it away rounds to the nearest even integer
+ROUND = tl.constexpr(12582912.0)  # 1.5 * 2^23: a small x added to it is rounded, and the low bits are that integer
 CODE_LEVELS = tl.constexpr(float(LEVELS))
+LEAST_SCALE = tl.constexpr(SMALLEST_SCALE)
 RESIDUAL_STEPS = tl.constexpr(STEPS_PER_ULP)
+ULPS_PER_STEP = tl.constexpr(1 / STEPS_PER_ULP)
 NO_TENSOR = tl.constexpr(ABSENT)
 
 
@@ -51,8 +53,16 @@ def _skipped(found_inf_ptr):
 
 @triton.jit
 def _lerp(start, end, weight):
-    """As torch.lerp: exact at both ends."""
-    return tl.where(weight < 0.5, start + weight * (end - start), end - (end - start) * (1.0 - weight))
+    """As torch.lerp: exact at both ends, which is why it starts from the nearer one."""
+    near = weight < 0.5
+    return tl.where(near, start, end) + tl.where(near, weight, weight - 1.0) * (end - start)
+
+
+@triton.jit
+def _code(x):
+    """int8 of x, rounded to the nearest even, within what a code can say."""
+    x = tl.minimum(tl.maximum(x, -CODE_LEVELS), CODE_LEVELS)  # also keeps x, which may be a product, from being fused
+    return (x + ROUND).to(tl.int32, bitcast=True).to(tl.int8)
 
 
 @triton.jit
@@ -88,10 +98,10 @@ def _momentum_step_kernel(
     if not _skipped(found_inf_ptr):
         if scale_ptr is not None:
             scale = tl.div_rn(tl.max(tl.where(inside, tl.abs(average), 0.0), axis=0), CODE_LEVELS)
-            codes = tl.where(scale > 0, tl.div_rn(average, tl.where(scale > 0, scale, 1.0)), 0.0)
-            codes = (codes + ROUND) - ROUND
+            least = scale >= LEAST_SCALE
+            inverse = tl.where(least, tl.div_rn(1.0, tl.where(least, scale, 1.0)), 0.0)
             tl.store(scale_ptr + k * tiles + tile, scale)
-            tl.store(momentum_ptr + here, codes.to(tl.int8), mask=inside)
+            tl.store(momentum_ptr + here, _code(average * inverse), mask=inside)
         else:
             tl.store(momentum_ptr + here, average.to(momentum_ptr.dtype.element_ty), mask=inside)
 
@@ -101,6 +111,12 @@ def _ulp(weight):
     """The distance of neighbouring bf16 numbers, never below 2^-100."""
     exponent = (weight.to(tl.int32, bitcast=True) & 0x7F800000).to(tl.float32, bitcast=True)
     return tl.maximum(exponent, 1.0097419586828951e-28) * 0.0078125  # 2^-93, 2^-7
+
+
+@triton.jit
+def _one_over_power(x):
+    """1 / x of a power of two, exactly: a division rounded as IEEE asks takes dozens of instructions."""
+    return (0x7F000000 - x.to(tl.int32, bitcast=True)).to(tl.float32, bitcast=True)
 
 
 @triton.jit
@@ -126,7 +142,7 @@ def _weight_step_kernel(
     now = tl.load(weight_ptr + at, mask=inside, other=0.0).to(tl.float32)
     if residual_ptr is not None:
         fine = tl.load(residual_ptr + here, mask=inside, other=0).to(tl.float32)
-        now += fine * tl.div_rn(_ulp(now), RESIDUAL_STEPS)
+        now += fine * (_ulp(now) * ULPS_PER_STEP)  # of a power of two: the quotient, rounded once
     update = tl.load(direction_ptr + here, mask=inside, other=0.0).to(tl.float32)
     if SCALES == 1:
         update *= tl.load(scale_ptr + k)
@@ -139,10 +155,9 @@ def _weight_step_kernel(
     moved = tl.fma(update, -rate, now) * factor if PROX else tl.fma(update, -rate, now * factor)
     if residual_ptr is not None:
         coarse = moved.to(tl.bfloat16)
-        steps = (moved - coarse.to(tl.float32)) * tl.div_rn(RESIDUAL_STEPS, _ulp(coarse.to(tl.float32)))
-        steps = (steps + ROUND) - ROUND
-        steps = tl.minimum(tl.maximum(steps, -CODE_LEVELS), CODE_LEVELS)
-        tl.store(residual_ptr + here, steps.to(tl.int8), mask=inside)
+        whole = coarse.to(tl.float32)
+        steps = (moved - whole) * (RESIDUAL_STEPS * _one_over_power(_ulp(whole)))
+        tl.store(residual_ptr + here, _code(steps), mask=inside)
         tl.store(weight_ptr + at, coarse, mask=inside)
     else:
         tl.store(weight_ptr + at, moved.to(WEIGHT), mask=inside)

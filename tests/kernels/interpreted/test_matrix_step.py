@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from sigma_kernels import counters
+from sigma_kernels.matrix_step.codes import encode_residual
 from sigma_kernels.matrix_step.op import momentum_step, weight_step
 from tests.kernels.matrix_step_cases import Batch, both, close, make_batch, masters, scales
 
@@ -29,6 +30,24 @@ def test_momentum_equals_the_reference(shape, form, momentum):
         close(got.scale, want.scale)
     close(g[0], w[0])
     assert torch.equal(g[1], w[1])
+
+
+@pytest.mark.parametrize("size", [1e-43, 1e-38, 1e-35, 1e30])
+def test_int8_momentum_of_any_size_equals_the_reference(size):
+    def make() -> Batch:
+        batch = make_batch(50, 90, momentum="int8")
+        batch.gradients = [g * size for g in batch.gradients if g is not None]
+        assert batch.scale is not None
+        batch.scale *= size
+        return batch
+
+    def run(batch: Batch):
+        return momentum_step(batch.blocks, batch.gradients, batch.momentum, batch.scale, beta=0.95)
+
+    (got, _), (want, _) = both(make, run)
+    close(got.momentum, want.momentum)
+    assert got.scale is not None and want.scale is not None
+    torch.testing.assert_close(got.scale / size, want.scale / size, rtol=1e-5, atol=1e-2 if size < 1e-40 else 1e-6)
 
 
 @pytest.mark.parametrize("grad_dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -84,6 +103,26 @@ def test_weights_equal_the_reference(residual, kind, decay):
     assert torch.equal(got.weights[1][:8], untouched.weights[1][:8])
     assert torch.equal(got.weights[2][0], untouched.weights[2][0])
     assert not torch.equal(got.weights[0], untouched.weights[0])
+
+
+@pytest.mark.parametrize("size", [1e-38, 1e-20, 1e20, 8e37])
+def test_weights_of_any_size_keep_their_residual(size):
+    def make() -> Batch:
+        batch = make_batch(residual=True)
+        pairs = [encode_residual(w.float() * size) for w in batch.weights]
+        batch.weights[:] = [coarse for coarse, _ in pairs]
+        batch.residual = torch.cat([f if f.ndim == 3 else f[None, -12:] for _, f in pairs]).contiguous()
+        return batch
+
+    def run(batch: Batch):
+        weight_step(
+            batch.blocks, batch.weights, batch.direction * 0, batch.rate, batch.decay,
+            active_K=torch.ones(5, dtype=torch.int32), residual_KMN=batch.residual,
+        )  # fmt: skip
+
+    (got, _), (want, _) = both(make, run)
+    assert torch.isfinite(masters(want)[0]).all()
+    torch.testing.assert_close(masters(got)[0] / size, masters(want)[0] / size, rtol=2e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
