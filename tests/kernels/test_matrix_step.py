@@ -246,8 +246,8 @@ def test_the_momentum_kernel_keeps_full_occupancy_and_spills_nothing(momentum, c
     usage = compile_kernel(
         kernel._momentum_step_kernel,
         [*TABLE, momentum, scale, "*bf16", "*i32", "*fp32", "fp32", "i32:16"],
-        capability=capability, num_warps=kernel.WARPS, GRAD=tl.float32, FORM=0, ALIGNED=True,
-        TILE=kernel.TILE,
+        capability=capability, num_warps=kernel.WARPS_WITH_CODES if scale else kernel.WARPS, GRAD=tl.float32, FORM=0,
+        ALIGNED=True, TILE=kernel.TILE,
     )  # fmt: skip
     assert usage.spilled_bytes == 0
     assert usage.registers <= 96
@@ -262,7 +262,7 @@ def test_the_weight_kernel_keeps_full_occupancy_and_spills_nothing(residual, cap
     usage = compile_kernel(
         kernel._weight_step_kernel,
         [*TABLE, residual, "*fp16", "*fp32", "*fp32", "*fp32", "*i32", "*fp32", "i32", "i32", "i32:16"],
-        capability=capability, num_warps=kernel.WARPS, COLUMNS=896, SCALES=2,
+        capability=capability, num_warps=kernel.WARPS_WITH_CODES if residual else kernel.WARPS, COLUMNS=896, SCALES=2,
         WEIGHT=tl.bfloat16 if residual else tl.float32, CAUTIOUS=True, PROX=False, ALIGNED=True, TILE=kernel.TILE,
     )  # fmt: skip
     assert usage.spilled_bytes == 0

@@ -25,6 +25,7 @@ from sigma_kernels.matrix_step.reference import Decay, Form
 TILE = BLOCK
 ONE_WARP: dict[str, Any] = {"num_warps": 1}
 WARPS = 4  # 16 elements a thread: four 16-byte loads of fp32 in flight for each tensor
+WARPS_WITH_CODES = 2  # a 16-byte load holds 16 codes, and fewer warps wait for the scale of their block
 
 ROUND = tl.constexpr(12582912.0)  # 1.5 * 2^23: a small x added to it is rounded, and the low bits are that integer
 CODE_LEVELS = tl.constexpr(float(LEVELS))
@@ -66,6 +67,11 @@ def _code(x):
 
 
 @triton.jit
+def _larger_pair(a, b, c, d):
+    return tl.maximum(a, c), tl.maximum(b, d)
+
+
+@triton.jit
 def _momentum_step_kernel(
     address_ptr, owner_ptr, offset_ptr, momentum_ptr, scale_ptr, out_ptr, active_ptr, found_inf_ptr, beta, size,
     GRAD: tl.constexpr, FORM: tl.constexpr, ALIGNED: tl.constexpr, TILE: tl.constexpr,
@@ -93,11 +99,16 @@ def _momentum_step_kernel(
         out = tl.where(average > 0, 1.0, tl.where(average < 0, -1.0, 0.0))
     tl.store(out_ptr + here, out.to(out_ptr.dtype.element_ty), mask=inside)
     # not a plain maximum: what is not a number must count as a gradient too
-    if tl.max(tl.where(inside & ~(grad == 0), 1, 0), axis=0) > 0:
+    some = tl.where(inside & ~(grad == 0), 1.0, 0.0)
+    if scale_ptr is not None:
+        some, largest = tl.reduce((some, tl.where(inside, tl.abs(average), 0.0)), 0, _larger_pair)
+    else:
+        some = tl.max(some, axis=0)
+    if some > 0:
         tl.store(active_ptr + k, 1)
     if not _skipped(found_inf_ptr):
         if scale_ptr is not None:
-            scale = tl.div_rn(tl.max(tl.where(inside, tl.abs(average), 0.0), axis=0), CODE_LEVELS)
+            scale = tl.div_rn(largest, CODE_LEVELS)
             least = scale >= LEAST_SCALE
             inverse = tl.where(least, tl.div_rn(1.0, tl.where(least, scale, 1.0)), 0.0)
             tl.store(scale_ptr + k * tiles + tile, scale)
@@ -194,7 +205,7 @@ def launch_momentum_step(
             table.address_P, table.owner_K, table.offset_K, momentum_KMN, scale, out_KMN, active_K, found_inf, beta,
             blocks.rows * blocks.columns,
             GRAD=_type(present[0] if present else out_KMN), FORM=("nesterov", "average", "sign").index(form),
-            **tile_of(blocks, "gradients"),
+            **tile_of(blocks, "gradients", codes=scale is not None),
         )  # fmt: skip
     return out_KMN, active_K
 
@@ -223,16 +234,16 @@ def launch_weight_step(
             None if scale is None else scale.contiguous(), rate_K, decay_K, active_K, found_inf,
             rate_K.stride(0), decay_K.stride(0), blocks.rows * blocks.columns,
             COLUMNS=blocks.columns, SCALES=scales, WEIGHT=_type(weights[0]), CAUTIOUS=decay.startswith("cautious"),
-            PROX=decay.endswith("prox"), **tile_of(blocks, "weights"),
+            PROX=decay.endswith("prox"), **tile_of(blocks, "weights", codes=residual_KMN is not None),
         )  # fmt: skip
 
 
-def tile_of(blocks: BlockList, what: str) -> dict[str, Any]:
+def tile_of(blocks: BlockList, what: str, *, codes: bool) -> dict[str, Any]:
     """Compile-time arguments that both kernels share. ALIGNED: `BlockList.aligned` of the table `what`.
 
     The size of the matrices is not among them: it would compile both kernels anew for each shape of a model.
     """
-    return {"ALIGNED": blocks.aligned(what), "TILE": TILE, "num_warps": WARPS}
+    return {"ALIGNED": blocks.aligned(what), "TILE": TILE, "num_warps": WARPS_WITH_CODES if codes else WARPS}
 
 
 def _grid(blocks: BlockList) -> tuple[int]:

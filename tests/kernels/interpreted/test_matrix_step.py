@@ -46,7 +46,8 @@ def test_int8_momentum_of_any_size_equals_the_reference(size):
 
     (got, _), (want, _) = both(make, run)
     close(got.momentum, want.momentum)
-    assert got.scale is not None and want.scale is not None
+    assert got.scale is not None
+    assert want.scale is not None
     torch.testing.assert_close(got.scale / size, want.scale / size, rtol=1e-5, atol=1e-2 if size < 1e-40 else 1e-6)
 
 
