@@ -62,13 +62,14 @@ def _lerp(start, end, weight):
 @triton.jit
 def _code(x):
     """int8 of x, rounded to the nearest even, within what a code can say."""
-    x = tl.minimum(tl.maximum(x, -CODE_LEVELS), CODE_LEVELS)  # also keeps x, which may be a product, from being fused
+    x = tl.minimum(tl.maximum(x, -CODE_LEVELS), CODE_LEVELS)  # also parts the sum from a product, which it would fuse
     return (x + ROUND).to(tl.int32, bitcast=True).to(tl.int8)
 
 
 @triton.jit
-def _larger_pair(a, b, c, d):
-    return tl.maximum(a, c), tl.maximum(b, d)
+def _maxima(a, b, c, d):
+    """Of the pairs (a, b) and (c, d); the second keeps what is not a number, as torch.amax does."""
+    return tl.maximum(a, c), tl.maximum(b, d, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit
@@ -101,7 +102,7 @@ def _momentum_step_kernel(
     # not a plain maximum: what is not a number must count as a gradient too
     some = tl.where(inside & ~(grad == 0), 1.0, 0.0)
     if scale_ptr is not None:
-        some, largest = tl.reduce((some, tl.where(inside, tl.abs(average), 0.0)), 0, _larger_pair)
+        some, largest = tl.reduce((some, tl.where(inside, tl.abs(average), 0.0)), 0, _maxima)
     else:
         some = tl.max(some, axis=0)
     if some > 0:
@@ -109,8 +110,8 @@ def _momentum_step_kernel(
     if not _skipped(found_inf_ptr):
         if scale_ptr is not None:
             scale = tl.div_rn(largest, CODE_LEVELS)
-            least = scale >= LEAST_SCALE
-            inverse = tl.where(least, tl.div_rn(1.0, tl.where(least, scale, 1.0)), 0.0)
+            enough = scale >= LEAST_SCALE
+            inverse = tl.where(enough, tl.div_rn(1.0, tl.where(enough, scale, 1.0)), 0.0)
             tl.store(scale_ptr + k * tiles + tile, scale)
             tl.store(momentum_ptr + here, _code(average * inverse), mask=inside)
         else:
@@ -239,7 +240,8 @@ def launch_weight_step(
 
 
 def tile_of(blocks: BlockList, what: str, *, codes: bool) -> dict[str, Any]:
-    """Compile-time arguments that both kernels share. ALIGNED: `BlockList.aligned` of the table `what`.
+    """Compile-time arguments that both kernels share. ALIGNED: `BlockList.aligned` of the table `what`; `codes` says
+    that momentum or residual is int8.
 
     The size of the matrices is not among them: it would compile both kernels anew for each shape of a model.
     """

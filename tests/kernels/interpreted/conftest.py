@@ -43,6 +43,15 @@ def _round_as_the_hardware_does(monkeypatch):
 
 
 @pytest.fixture(autouse=True)
+def _lose_nan_in_maxima_as_the_hardware_does(monkeypatch):
+    """The interpreter keeps what is not a number in every maximum and minimum; a GPU does where it is told to."""
+    from triton.runtime import interpreter
+
+    for name, ufunc in (("create_maxnumf", np.fmax), ("create_minnumf", np.fmin)):
+        monkeypatch.setattr(interpreter.InterpreterBuilder, name, lambda self, a, b, f=ufunc: self.binary_op(a, b, f))
+
+
+@pytest.fixture(autouse=True)
 def _multiply_bf16_as_numbers(monkeypatch):
     """The interpreter keeps bf16 as its bits and multiplies matrices of them as integers; this widens them first."""
     import triton.language as tl

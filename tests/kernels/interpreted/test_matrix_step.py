@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import pytest
 import torch
+import triton
+import triton.language as tl
 
 from sigma_kernels import counters
-from sigma_kernels.matrix_step.codes import encode_residual
+from sigma_kernels.matrix_step.blocks import BlockList
+from sigma_kernels.matrix_step.codes import BLOCK, decode_int8, encode_residual
+from sigma_kernels.matrix_step.kernel import _one_over_power
 from sigma_kernels.matrix_step.op import momentum_step, weight_step
 from tests.kernels.matrix_step_cases import Batch, both, close, make_batch, masters, scales
 
 SHAPES = [(12, 10), (1, 1), (50, 90)]  # the last takes three tiles of a matrix
 GO, SKIP = torch.tensor(0.0), torch.tensor(1.0)
+
+
+@triton.jit
+def write_inverses(x_ptr, out_ptr, SIZE: tl.constexpr):  # pyright: ignore[reportGeneralTypeIssues]
+    at = tl.arange(0, SIZE)
+    tl.store(out_ptr + at, _one_over_power(tl.load(x_ptr + at)))  # pyright: ignore[reportGeneralTypeIssues]
 
 
 @pytest.mark.parametrize("momentum", ["fp32", "bf16", "int8"])
@@ -51,6 +61,55 @@ def test_int8_momentum_of_any_size_equals_the_reference(size):
     torch.testing.assert_close(got.scale / size, want.scale / size, rtol=1e-5, atol=1e-2 if size < 1e-40 else 1e-6)
 
 
+def test_codes_round_to_the_nearest_even():
+    batch = make_batch(1, 509, momentum="int8")
+    halves = torch.arange(-254, 255) / 2  # the largest is 127, so that the scale is 1
+    for gradient in batch.gradients:
+        gradient.copy_(halves.expand_as(gradient))
+    momentum_step(batch.blocks, batch.gradients, batch.momentum, batch.scale, beta=0.0)
+    assert torch.equal(batch.scale, torch.ones(5, 1))
+    assert torch.equal(batch.momentum, halves.round().to(torch.int8).expand(5, 1, 509))
+
+
+@pytest.mark.parametrize("size", [0.0, 1e-45])
+def test_int8_momentum_of_nothing_is_zero(size):
+    batch = make_batch(momentum="int8")
+    for gradient in batch.gradients:
+        gradient.fill_(size)
+    batch.momentum.zero_()
+    momentum_step(batch.blocks, batch.gradients, batch.momentum, batch.scale, beta=0.0)
+    assert not batch.momentum.any()
+    assert not batch.scale.any()
+
+
+@pytest.mark.filterwarnings("ignore:invalid value")  # numpy's, which interprets
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_what_is_not_finite_spoils_its_block_of_int8_momentum_and_no_other(value):
+    def run(batch: Batch):
+        batch.gradients[0][-1, -1] = value
+        return momentum_step(batch.blocks, batch.gradients, batch.momentum, batch.scale, beta=0.9)
+
+    for batch, _ in both(lambda: make_batch(50, 90, momentum="int8"), run):
+        finite = decode_int8(batch.momentum, batch.scale).isfinite().flatten(1)
+        assert not finite[0, 2 * BLOCK :].any()
+        assert finite[0, : 2 * BLOCK].all()
+        assert finite[1:].all()
+
+
+@pytest.mark.parametrize("form", ["nesterov", "average"])
+@pytest.mark.parametrize("beta", [0.0, 0.25, 0.5, 0.75, 1.0])  # products with these are exact, fused or not
+def test_averages_are_those_of_lerp_to_the_bit(beta, form):
+    def run(batch: Batch):
+        batch.gradients = [g * torch.logspace(-4, 4, 10) for g in batch.gradients]
+        return momentum_step(
+            batch.blocks, batch.gradients, batch.momentum, beta=beta, form=form, dtype=torch.float32
+        )  # fmt: skip
+
+    (got, g), (want, w) = both(make_batch, run)
+    assert torch.equal(got.momentum, want.momentum)
+    assert torch.equal(g[0], w[0])
+
+
 @pytest.mark.parametrize("grad_dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("beta", [0.0, 0.3, 0.95])
 def test_weight_of_the_past_and_type_of_the_gradient(beta, grad_dtype):
@@ -72,10 +131,11 @@ def test_a_missing_gradient_counts_as_zero_and_is_not_active():
     assert g[1].tolist() == w[1].tolist() == [1, 0, 1, 0, 1]
 
 
-def test_a_gradient_of_nan_is_active():
-    batch = make_batch()
+@pytest.mark.parametrize("momentum", ["fp32", "int8"])
+def test_a_gradient_of_nan_is_active(momentum):
+    batch = make_batch(momentum=momentum)
     batch.gradients[0].fill_(float("nan"))
-    assert momentum_step(batch.blocks, batch.gradients, batch.momentum, beta=0.9)[1].tolist() == [1] * 5
+    assert momentum_step(batch.blocks, batch.gradients, batch.momentum, batch.scale, beta=0.9)[1].tolist() == [1] * 5
 
 
 @pytest.mark.parametrize("momentum", ["fp32", "int8"])
@@ -124,6 +184,36 @@ def test_weights_of_any_size_keep_their_residual(size):
     (got, _), (want, _) = both(make, run)
     assert torch.isfinite(masters(want)[0]).all()
     torch.testing.assert_close(masters(got)[0] / size, masters(want)[0] / size, rtol=2e-5, atol=1e-6)
+
+
+def test_the_inverse_of_a_power_of_two_is_exact():
+    powers = 2.0 ** torch.arange(-128, 128).clamp(-126, 126)  # beyond them the inverse is subnormal
+    got = torch.empty_like(powers)
+    write_inverses[(1,)](powers, got, SIZE=256)
+    assert torch.equal(got, 1 / powers)
+
+
+@pytest.mark.parametrize("decay", [1.0, 0.99])
+def test_every_bf16_weight_takes_the_residual_of_the_reference(decay):
+    every = torch.arange(-(2**15), 2**15).to(torch.int16).view(torch.bfloat16)
+    every = every[every.isfinite()][None]
+    fine = (torch.arange(every.numel()) % 253 - 126).to(torch.int8)[None, None]  # 127 takes the largest to infinity
+
+    def run(batch: Batch):
+        blocks, weights, residual = BlockList([every], [(0, 1)]), [every.clone()], fine.clone()
+        one = torch.ones(1)
+        weight_step(
+            blocks, weights, torch.zeros_like(fine, dtype=torch.bfloat16), one, decay * one,
+            active_K=torch.ones(1, dtype=torch.int32), residual_KMN=residual,
+        )  # fmt: skip
+        return weights[0], residual
+
+    (_, got), (_, want) = both(make_batch, run)
+    assert torch.equal(got[0], want[0])
+    if decay == 1:
+        assert torch.equal(got[1], want[1])
+    else:
+        close(got[1], want[1])
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
