@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Literal
 
@@ -34,6 +36,17 @@ def set_backend(backend: Backend) -> None:
 def backend() -> Backend:
     """The backend in force."""
     return _backend
+
+
+@contextmanager
+def using(backend: Backend) -> Iterator[None]:
+    """`set_backend` while it is open; the one before comes back, whatever is raised."""
+    before = _backend
+    set_backend(backend)
+    try:
+        yield
+    finally:
+        set_backend(before)
 
 
 @cache

@@ -101,11 +101,8 @@ def test_a_hard_spectrum_zeros_and_a_chunked_batch_come_out_right(form, monkeypa
 def test_the_reference_on_the_gpu_is_close_to_the_kernels():
     x = random_batch(3, 256, 700, device="cuda")
     kernels = orthogonalise(x)
-    dispatch.set_backend("reference")
-    try:
+    with dispatch.using("reference"):
         assert relative(kernels, orthogonalise(x)) < 0.02
-    finally:
-        dispatch.set_backend("auto")
 
 
 def test_two_orthogonalisations_have_the_same_bits():
@@ -207,15 +204,12 @@ def test_a_step_never_waits_for_the_device(flags):
 def test_kernels_and_reference_take_nearly_the_same_steps(flags):
     found = {}
     for backend in ("triton", "reference"):
-        dispatch.set_backend(backend)
-        try:
+        with dispatch.using(backend):
             optimizers = on_gpu(**flags, shapes=LARGER, roles=LARGER_ROLES)
             before = values(optimizers)
             for seed in (1, 2, 3):
                 step(optimizers, seed)
             found[backend] = {name: p.float() - before[name].float() for name, p in values(optimizers).items()}
-        finally:
-            dispatch.set_backend("auto")
     # AdaMuon's first step is the sign of every element of the polar factor, and some are too near zero to tell
     bound = 0.4 if flags["optimizer"] == "adamuon" else 0.05
     for name, moved in found["reference"].items():

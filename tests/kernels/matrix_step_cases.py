@@ -76,14 +76,11 @@ def scales(batch: Batch, kind: str | None) -> Tensor | None:
 
 def both(make: Callable[[], Batch], run: Callable[[Batch], Any]) -> list[tuple[Batch, Any]]:
     """A new batch and what `run` returns for it: by the kernels, and by the reference."""
-    found, before = [], dispatch.backend()
-    try:
-        for backend in ("triton", "reference"):
-            dispatch.set_backend(backend)
+    found = []
+    for backend in ("triton", "reference"):
+        with dispatch.using(backend):
             batch = make()
             found.append((batch, run(batch)))
-    finally:
-        dispatch.set_backend(before)
     return found
 
 

@@ -39,13 +39,11 @@ def moved(case: Case, device: str, dtype: torch.dtype | None = None) -> Case:
 
 def step_with(backend: dispatch.Backend, case: Case, *, exact: bool = False, **options: Any) -> dict[str, Tensor]:
     """y and the state after the first step of the case, by name; `exact` converts everything to fp64 before."""
-    before = dispatch.backend()
-    dispatch.set_backend(backend)
     if exact:
         case = moved(case, str(case.state.state_BHPN.device), torch.float64)
     state = copy_of(case.state)
-    y = mamba3_step(state, *(t[:, 0] for t in case.inputs.values()), **case.parameters, **options)
-    dispatch.set_backend(before)
+    with dispatch.using(backend):
+        y = mamba3_step(state, *(t[:, 0] for t in case.inputs.values()), **case.parameters, **options)
     return {"y": y, **vars(state)}
 
 

@@ -87,20 +87,8 @@ def weight(t: Tensors) -> object:
     )  # fmt: skip
 
 
-def eager(step: Callable[[], object]) -> Callable[[], object]:
-    """The step by the reference."""
-
-    def run() -> object:
-        dispatch.set_backend("reference")
-        try:
-            return step()
-        finally:
-            dispatch.set_backend("auto")
-
-    return run
-
-
-PROVIDERS = {"sigma": lambda step: step, "sigma-graph": captured, "eager": eager}
+# A context manager made from a generator is a decorator too, which opens it anew for each call.
+PROVIDERS = {"sigma": lambda step: step, "sigma-graph": captured, "eager": dispatch.using("reference")}
 STEPS: dict[str, Callable[[Tensors], object]] = {"forward": momentum, "backward": weight}
 
 

@@ -52,14 +52,7 @@ def gram(x: Tensor) -> Callable[[], object]:
 def eager(x: Tensor) -> Callable[[], object]:
     """The same by the reference."""
 
-    def run() -> Tensor:
-        dispatch.set_backend("reference")
-        try:
-            return orthogonalise(x)
-        finally:
-            dispatch.set_backend("auto")
-
-    return run
+    return dispatch.using("reference")(lambda: orthogonalise(x))
 
 
 def torch_muon(x: Tensor) -> Callable[[], object]:

@@ -69,11 +69,8 @@ def test_what_the_kernels_take_is_captured_and_what_they_do_not_take_is_not(
 
 def test_the_reference_is_never_captured(batches: list[BlockBatch]) -> None:
     """It reads gradients where they were, not through the tables."""
-    dispatch.set_backend("reference")
-    try:
+    with dispatch.using("reference"):
         assert CudaGraphs().why_not_now(batches) == "the reference was asked for"
-    finally:
-        dispatch.set_backend("auto")
 
 
 class FakeStream:
