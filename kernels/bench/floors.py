@@ -14,7 +14,8 @@ ROWS = 64  # of a chunk; a longer one saves less memory traffic than its quadrat
 STEPS_PER_STATE = 64
 BF16, FP32 = 2, 4  # bytes
 
-# Bytes and bf16 operations per second that one device reached: a plain copy, and an 8192^3 product of random matrices.
+MATRIX = 8192  # rows and columns of the large product
+# Bytes and bf16 operations per second that one device reached: a plain copy, and a large product of random matrices.
 # Fixed, because a floor that moved with the clocks of a run would make the runs incomparable.
 KNOWN_DEVICES = {"NVIDIA H200": (4.3e12, 790e12)}
 

@@ -19,14 +19,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from floors import KNOWN_DEVICES, Rates, floor_ms
+from floors import KNOWN_DEVICES, MATRIX, Rates, floor_ms
 from record import require_cuda, stamp
 from registry import Case, Skip, load
 from table import append
 from timing import Times, interleave, peak_mib, seconds, time_group
 
 COPY_BYTES = 1 << 30
-MATRIX = 8192
 Row = dict[str, str]
 CACHES = ("TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR")
 

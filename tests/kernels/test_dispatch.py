@@ -7,15 +7,18 @@ import pytest
 from sigma_kernels import dispatch
 
 
-def test_a_backend_lasts_as_long_as_it_is_open_whatever_is_raised():
-    dispatch.set_backend("triton")
-    with pytest.raises(KeyError), dispatch.using("reference"):
-        assert dispatch.backend() == "reference"
-        with dispatch.using("auto"):
-            assert dispatch.backend() == "auto"
-        assert dispatch.backend() == "reference"
+def fail_within(backend):
+    with dispatch.using(backend):
+        assert dispatch.backend() == backend
         raise KeyError
-    assert dispatch.backend() == "triton"
+
+
+def test_the_backend_before_comes_back_whatever_is_raised():
+    with dispatch.using("triton"):
+        with pytest.raises(KeyError):
+            fail_within("reference")
+        assert dispatch.backend() == "triton"
+    assert dispatch.backend() == "auto"
 
 
 def test_as_a_decorator_it_is_opened_for_each_call():

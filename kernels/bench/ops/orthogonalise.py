@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from floors import Work, orthogonalise_flops
+from floors import MATRIX, Work, orthogonalise_flops
 from graph import captured
 from registry import Case, benchmark
 from torch import Tensor
@@ -26,7 +26,6 @@ SHAPES = [
     (324, 512, 512), (128, 512, 1024), (64, 768, 768), (48, 768, 1536), (32, 1024, 1024), (36, 896, 1024),
     (32, 1536, 1152), (16, 1536, 3072), (12, 3072, 1536), (8, 2048, 2048), (4, 2048, 8192), (2, 4096, 4096),
 ]  # fmt: skip
-PRODUCT = 8192
 
 
 def sigma(x: Tensor) -> Callable[[], object]:
@@ -51,13 +50,18 @@ def gram(x: Tensor) -> Callable[[], object]:
 
 def eager(x: Tensor) -> Callable[[], object]:
     """The same by the reference."""
-
     return dispatch.using("reference")(lambda: orthogonalise(x))
 
 
 def torch_muon(x: Tensor) -> Callable[[], object]:
     """torch.optim.Muon's iteration, one matrix after another as it does."""
     return lambda: [newton_schulz_reference(matrix[None]) for matrix in x]
+
+
+def product(x: Tensor) -> Callable[[], object]:
+    """The product of two square matrices in fp16, by the vendor's library."""
+    left, right = x.half()
+    return lambda: left @ right
 
 
 PROVIDERS = {
@@ -75,7 +79,7 @@ class Run:
     """What a case runs; its input exists from `setup` on."""
 
     provider: Callable[[Tensor], Callable[[], object]]
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     _held: list[Any] = field(default_factory=list)
 
     def setup(self) -> None:
@@ -88,58 +92,29 @@ class Run:
         return self._held[0]()
 
 
-@dataclass
-class Product:
-    """A square product of random fp16 matrices, by the vendor's library."""
-
-    _held: list[Tensor] = field(default_factory=list)
-
-    def setup(self) -> None:
-        """Make the factors."""
-        generator = torch.Generator("cuda").manual_seed(0)
-        self._held = [
-            torch.randn(PRODUCT, PRODUCT, device="cuda", generator=generator, dtype=torch.float16) for _ in range(2)
-        ]
-
-    def __call__(self) -> object:
-        left, right = self._held
-        return left @ right
-
-
-def product_beside(shape: str) -> Case:
-    """The large product, timed in turn with a shape."""
-    run, moved = Product(), 6 * PRODUCT**2
+def case(name: str, provider: str, run: Run, work: Work) -> Case:
+    """bf16 in, half precision out."""
     return Case(
-        shape=f"{PRODUCT}x{PRODUCT}x{PRODUCT} beside {shape}",
+        shape=name,
         dtype="half",
-        provider="product",
+        provider=provider,
         direction="forward",
-        bytes=moved,
+        bytes=work.bytes,
         run=run,
-        work=(Work(moved, 2 * PRODUCT**3),),
+        work=(work,),
         setup=run.setup,
     )
 
 
 @benchmark("orthogonalise")
 def cases() -> Iterator[list[Case]]:
-    """bf16 in, half precision out."""
+    """A large product, and what it is timed in turn with."""
     for shape in SHAPES:
         count, rows, columns = shape
-        moved = 4 * count * rows * columns
-        group = [product_beside("x".join(map(str, shape)))]
-        for name, provider in PROVIDERS.items():
-            run = Run(provider, shape)
-            group.append(
-                Case(
-                    shape=f"{count}x{rows}x{columns}",
-                    dtype="half",
-                    provider=name,
-                    direction="forward",
-                    bytes=moved,
-                    run=run,
-                    work=(Work(moved, count * orthogonalise_flops(rows, columns)),),
-                    setup=run.setup,
-                )
-            )
-        yield group
+        name = f"{count}x{rows}x{columns}"
+        large = Work(6 * MATRIX**2, 2 * MATRIX**3)
+        own = Work(4 * count * rows * columns, count * orthogonalise_flops(rows, columns))
+        yield [
+            case(f"{MATRIX}x{MATRIX}x{MATRIX} beside {name}", "product", Run(product, (2, MATRIX, MATRIX)), large),
+            *(case(name, provider, Run(make, shape), own) for provider, make in PROVIDERS.items()),
+        ]
