@@ -13,14 +13,14 @@ import triton.language as tl
 from torch import Tensor
 
 from sigma_kernels.bitlinear.reference import EPS
+from sigma_kernels.rounding import rounded
 from sigma_kernels.row_tiles import dense_rows, row_tile
 
 FLOOR = tl.constexpr(EPS)
 FULL = tl.constexpr(127.0)
-ROUND = tl.constexpr(12582912.0)  # 1.5 * 2^23: adding and taking it away rounds to the nearest even integer
 MAGNITUDE = tl.constexpr(0x7FFFFFFF)  # all bits of an fp32 but its sign
 
-# The product with the scale is rounded before ROUND is added: one fused operation would break other ties.
+# The product with the scale must not be fused with the sum that rounds it to an integer.
 OPTIONS: dict[str, Any] = {"enable_fp_fusion": False}
 
 
@@ -39,7 +39,7 @@ def _quantize_rows_fwd_kernel(
     codes = x * tl.div_rn(FULL, largest)[:, None]
     # as in the reference, where 0 * infinity and NaN become 0; no other code can leave [-127, 127]
     codes = tl.where(finite[:, None], codes, 0.0)
-    codes = (codes + ROUND) - ROUND
+    codes = rounded(codes)
     tl.store(codes_ptr + row[:, None] * width + col[None, :], codes.to(codes_ptr.dtype.element_ty), mask=mask)
     tl.store(scale_ptr + row, tl.div_rn(largest, FULL), mask=row < rows)
 

@@ -21,13 +21,13 @@ from torch import Tensor
 from sigma_kernels.matrix_step.blocks import ABSENT, ADDRESSES, BlockList
 from sigma_kernels.matrix_step.codes import BLOCK, LEVELS, SMALLEST_SCALE, STEPS_PER_ULP
 from sigma_kernels.matrix_step.reference import Decay, Form
+from sigma_kernels.rounding import rounded_int8
 
 TILE = BLOCK
 ONE_WARP: dict[str, Any] = {"num_warps": 1}
 WARPS = 4  # 16 elements a thread: four 16-byte loads of fp32 in flight for each tensor
 WARPS_WITH_CODES = 2  # a 16-byte load holds 16 codes, and fewer warps wait for the scale of their block
 
-ROUND = tl.constexpr(12582912.0)  # 1.5 * 2^23: a small x added to it is rounded, and the low bits are that integer
 CODE_LEVELS = tl.constexpr(float(LEVELS))
 LEAST_SCALE = tl.constexpr(SMALLEST_SCALE)
 RESIDUAL_STEPS = tl.constexpr(STEPS_PER_ULP)
@@ -62,8 +62,8 @@ def _lerp(start, end, weight):
 @triton.jit
 def _code(x):
     """int8 of x, rounded to the nearest even, within what a code can say."""
-    x = tl.minimum(tl.maximum(x, -CODE_LEVELS), CODE_LEVELS)  # also parts the sum from a product, which it would fuse
-    return (x + ROUND).to(tl.int32, bitcast=True).to(tl.int8)
+    x = tl.minimum(tl.maximum(x, -CODE_LEVELS), CODE_LEVELS)  # also keeps a product apart from the sum that rounds it
+    return rounded_int8(x)
 
 
 @triton.jit

@@ -101,9 +101,7 @@ def test_what_is_not_finite_spoils_its_block_of_int8_momentum_and_no_other(value
 def test_averages_are_those_of_lerp_to_the_bit(beta, form):
     def run(batch: Batch):
         batch.gradients = [g * torch.logspace(-4, 4, 10) for g in batch.gradients]
-        return momentum_step(
-            batch.blocks, batch.gradients, batch.momentum, beta=beta, form=form, dtype=torch.float32
-        )  # fmt: skip
+        return momentum_step(batch.blocks, batch.gradients, batch.momentum, beta=beta, form=form, dtype=torch.float32)
 
     (got, g), (want, w) = both(make_batch, run)
     assert torch.equal(got.momentum, want.momentum)
@@ -167,7 +165,7 @@ def test_weights_equal_the_reference(residual, kind, decay):
 
 
 @pytest.mark.parametrize("size", [1e-38, 1e-20, 1e20, 8e37])
-def test_weights_of_any_size_keep_their_residual(size):
+def test_weights_of_any_size_equal_the_reference(size):
     def make() -> Batch:
         batch = make_batch(residual=True)
         pairs = [encode_residual(w.float() * size) for w in batch.weights]
