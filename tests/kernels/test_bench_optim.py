@@ -15,6 +15,7 @@ from sigma.config.root import RunConfig
 from sigma.data.tokenizer import load_tokenizer
 from sigma.model.configuration import sigma_config_from
 from sigma.model.modeling import SigmaForCausalLM
+from sigma_kernels import counters, dispatch
 
 BENCH = Path(__file__).resolve().parents[2] / "kernels" / "bench"
 
@@ -100,3 +101,26 @@ def test_bytes_of_a_step_by_hand(module):
     assert (matrix.bytes_of("forward", "fp32"), matrix.bytes_of("backward", "fp32")) == (14, 10)
     assert matrix.bytes_of("forward", "int8 momentum, bf16+8 weights") == 6
     assert matrix.bytes_of("backward", "int8 momentum, bf16+8 weights") == 8
+
+
+def test_every_orthogonalisation_is_timed_in_turn_with_a_large_product(module):
+    op, size = module("ops.orthogonalise"), module("floors").MATRIX
+    for (count, rows, columns), (large, *others) in zip(op.SHAPES, op.cases(), strict=True):
+        name = f"{count}x{rows}x{columns}"
+        assert (large.provider, large.shape) == ("product", f"{size}x{size}x{size} beside {name}")
+        assert large.work[0].flops == 2 * size**3
+        assert [case.provider for case in others] == list(op.PROVIDERS)
+        assert {case.shape for case in others} == {name}
+    factors = torch.randn(2, 4, 4).bfloat16()
+    product = op.product(factors)()
+    assert product.dtype == torch.float16
+    torch.testing.assert_close(product, factors[0].half() @ factors[1].half())
+
+
+def test_the_eager_providers_take_the_reference(module):
+    batch = torch.randn(2, 20, 30)
+    orthogonalised = module("ops.orthogonalise").PROVIDERS["eager"](batch)
+    with dispatch.using("triton"):  # which raises here where it is asked
+        orthogonalised()
+        assert module("ops.matrix_step").PROVIDERS["eager"](dispatch.backend)() == "reference"
+    assert counters.snapshot()["orthogonalise.use_reference"] == 1
