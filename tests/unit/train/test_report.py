@@ -62,6 +62,10 @@ def test_the_verdict_follows_the_numbers(run_dir):
     page = render(run_dir)
     assert page.count("class=yes") == 2  # gzip, context
     assert page.count("class=no>") == 1  # xz
+    assert "context helps by 0.800, and 0.1 or more is expected" in page
+    (run_dir / "final.json").write_text(json.dumps(final | {"bpb_first_16": 1.89}))
+    page = render(run_dir)
+    assert page.count("class=no>") == 2, "what the context gives is too little"
 
 
 def test_the_report_is_written_beside_the_metrics(run_dir):
