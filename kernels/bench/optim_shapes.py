@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 Role = str | tuple[str, tuple[int, ...]]
 
@@ -32,6 +33,13 @@ SHAPES: dict[str, list[tuple[Role, tuple[int, ...], int]]] = {
     ],
 }  # fmt: skip
 HIDDEN = ("experts", "fused", "hidden")
+
+
+def named_shapes(preset: str) -> Iterator[tuple[str, Role, tuple[int, ...]]]:
+    """Name, role and shape of each parameter."""
+    for number, (role, shape, count) in enumerate(SHAPES[preset]):
+        for layer in range(count):
+            yield f"layers.{layer}.{number}", role, shape
 
 
 def parameters_of(preset: str) -> int:

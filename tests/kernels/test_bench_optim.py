@@ -10,11 +10,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from sigma.config.c3o import C3OSection
+from sigma.config.curvature import CurvatureSection
 from sigma.config.presets import resolve
 from sigma.config.root import RunConfig
+from sigma.config.train import TrainSection
 from sigma.data.tokenizer import load_tokenizer
 from sigma.model.configuration import sigma_config_from
 from sigma.model.modeling import SigmaForCausalLM
+from sigma.optim.build import build_optimizers
 from sigma_kernels import counters, dispatch
 
 BENCH = Path(__file__).resolve().parents[2] / "kernels" / "bench"
@@ -124,3 +128,22 @@ def test_the_eager_providers_take_the_reference(module):
         orthogonalised()
         assert module("ops.matrix_step").PROVIDERS["eager"](dispatch.backend)() == "reference"
     assert counters.snapshot()["orthogonalise.use_reference"] == 1
+
+
+@pytest.mark.parametrize("name", ["normuon", "normuon-lean-graph", "adamuon-graph", "adamw-graph"])
+def test_the_bytes_that_an_optimizer_keeps_are_those_after_a_step(module, name):
+    state, provider = module("optim_state"), module("ops.optim_step").PROVIDERS[name]
+    shapes = {"a": ((3, 8, 16), "experts"), "b": ((12, 16), ("fused", (8, 4))), "c": ((40, 16), "embedding")}
+    roles = {key: role for key, (_, role) in shapes.items()}
+
+    def made(device: str) -> dict[str, torch.nn.Parameter]:
+        return {key: torch.nn.Parameter(torch.ones(shape, device=device)) for key, (shape, _) in shapes.items()}
+
+    parameters = made("cpu")
+    train = TrainSection(lr=1e-3, adam_lr=1e-3, optimizer=provider.optimizer)
+    optimizers = build_optimizers(parameters, roles, train, provider.optim, CurvatureSection(), C3OSection())
+    for p in parameters.values():
+        p.grad = torch.ones_like(p)
+    optimizers.step(torch.zeros(()))
+    want = state.bytes_of(parameters.values()), state.bytes_of(optimizers.tensors().values())
+    assert state.kept(made("meta"), roles, provider.optimizer, provider.optim) == want

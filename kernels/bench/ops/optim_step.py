@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from floors import Work, orthogonalise_flops
 from graph import captured
-from optim_shapes import HIDDEN, SHAPES, matrices_of, parameters_of
+from optim_shapes import HIDDEN, SHAPES, matrices_of, named_shapes, parameters_of
 from registry import Case, benchmark
 from torch.nn import Parameter
 
@@ -59,17 +59,16 @@ def make_parameters(preset: str, *, apart: bool) -> tuple[dict[str, Parameter], 
     """(parameters with gradients, roles); `apart` makes each logical matrix a parameter of its own."""
     generator = torch.Generator("cuda").manual_seed(0)
     parameters, roles = {}, {}
-    for number, (role, shape, count) in enumerate(SHAPES[preset]):
+    for whole, role, shape in named_shapes(preset):
         name, splits = (role, ()) if isinstance(role, str) else role
-        for layer in range(count):
-            shapes = [shape]
-            if apart and name in HIDDEN:
-                experts = shape[0] if len(shape) == 3 else 1
-                shapes = [(rows, shape[-1]) for rows in splits or (shape[-2],)] * experts
-            for part, own in enumerate(shapes):
-                key = f"layers.{layer}.{number}.{part}"
-                parameters[key] = Parameter(torch.randn(own, device="cuda", generator=generator) * 0.02)
-                roles[key] = name if apart else role
+        shapes = [shape]
+        if apart and name in HIDDEN:
+            experts = shape[0] if len(shape) == 3 else 1
+            shapes = [(rows, shape[-1]) for rows in splits or (shape[-2],)] * experts
+        for part, own in enumerate(shapes):
+            key = f"{whole}.{part}"
+            parameters[key] = Parameter(torch.randn(own, device="cuda", generator=generator) * 0.02)
+            roles[key] = name if apart else role
     return parameters, roles
 
 
