@@ -21,7 +21,7 @@ from sigma.config.optim import OptimSection
 from sigma.config.train import TrainSection
 from sigma.optim.build import build_optimizers
 
-SHOWN = ("normuon", "normuon-lean-graph", "muon-graph", "adamuon-graph", "adamw-graph")
+SHOWN = ("normuon", "normuon-lean-graph", "muon-graph", "adamuon-graph", "normuon-blocks-graph", "adamw-graph")
 
 
 def kept(
@@ -57,7 +57,7 @@ def main() -> None:
             roles = {key: role for key, role, _ in listed}
             weights, state = kept(parameters, roles, provider.optimizer, provider.optim)
             sizes = f"weights {weights / 1e6:5.0f} MB  state {state / 1e6:6.0f} MB  {state / parameters_of(preset):.2f}"
-            print(f"{preset}  {name.removesuffix('-graph'):13s} {sizes} bytes a parameter")
+            print(f"{preset}  {name.removesuffix('-graph'):14s} {sizes} bytes a parameter")
 
 
 if __name__ == "__main__":
